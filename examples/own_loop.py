@@ -1,0 +1,57 @@
+"""Prune a network of your own and fine-tune it in a loop of your own."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimkit.core import augment, epoch_order, evaluate, open_dataset, prune_module
+
+SIZE = 64
+
+
+class Net(nn.Module):
+    """A small residual network; slimkit finds by itself which of its channels go together."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 5, stride=2, padding=2), nn.BatchNorm2d(32), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU())
+        self.classifier = nn.Linear(64 * 16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [n, 3, 64, 64] -> logits [n, classes]."""
+        x = self.stem(x)
+        x = self.head(x + self.body(x))
+        return self.classifier(F.adaptive_avg_pool2d(x, 4).flatten(1))
+
+
+def train(net: nn.Module, epochs: int) -> None:
+    """An ordinary loop: nothing in it is slimkit's but the images."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    net.train()
+    for epoch in range(epochs):
+        order = epoch_order(len(data.train), seed=0, epoch=epoch)
+        for pixels, labels, indices in data.train.batches(order, 64):
+            inputs = augment(pixels, indices, data.preprocessing, epoch=epoch, seed=0, flip=data.flip)
+            loss = F.cross_entropy(net(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    net.eval()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    data = open_dataset("digits100")
+    net = Net(len(data.class_names))
+    train(net, epochs=3)
+    before = evaluate(net, data.holdout, data.preprocessing).top1
+    result = prune_module(net, input_shape=(3, SIZE, SIZE), rate=0.3)
+    at_once = evaluate(result.module, data.holdout, data.preprocessing).top1
+    train(result.module, epochs=1)
+    after = evaluate(result.module, data.holdout, data.preprocessing).top1
+    print(
+        f"parameters {sum(p.numel() for p in net.parameters())} -> {sum(p.numel() for p in result.module.parameters())}"
+    )
+    print(f"held-out accuracy: {before:.1f} % whole, {at_once:.1f} % cut, {after:.1f} % after one epoch more")

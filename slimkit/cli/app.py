@@ -1,0 +1,92 @@
+"""The `slimkit` program: its commands, and the one place where exceptions become messages and exit codes."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from slimkit import __version__
+from slimkit.cli.benchmark import benchmark
+from slimkit.cli.compress import compress
+from slimkit.cli.distill import distill
+from slimkit.cli.env import env
+from slimkit.cli.export import export
+from slimkit.cli.failures import Terminated, explain
+from slimkit.cli.inspect import inspect
+from slimkit.cli.output import Output
+from slimkit.cli.prune import prune
+from slimkit.cli.quantize import quantize
+from slimkit.cli.score import score
+from slimkit.cli.train import train
+
+COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, export, env)
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 a budget or a check was missed, 130 interrupted, 143 terminated."
+
+app = typer.Typer(
+    name="slimkit",
+    help="Make an image classifier small and fast, and prove it. The commands follow one another in an empty folder, "
+    "each with no argument: train, prune, distill, quantize, inspect, benchmark, score; compress is all of them.",
+    epilog=EXIT_CODES,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in COMMANDS:
+    app.command(_command.name, epilog=f"Example: {_command.example}")(_command.run)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"slimkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (those of the process by default) and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    output = Output(arguments)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _run(arguments or ["--help"], output)
+        sys.stdout.flush()
+        return code
+    except SystemExit:  # the shell's completion and a closed pipe end this way
+        raise
+    except BaseException as error:
+        return _fail(error, output)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(arguments: Sequence[str], output: Output) -> int:
+    code = typer.main.get_command(app).main(
+        args=list(arguments), prog_name="slimkit", standalone_mode=False, obj=output
+    )
+    if code == 130:  # how Typer returns what Ctrl-C raised
+        raise KeyboardInterrupt
+    return code or 0
+
+
+def _fail(error: BaseException, output: Output) -> int:
+    if output.debug:
+        traceback.print_exception(error)
+    failure = explain(error)
+    output.failure(failure.message, failure.mend)
+    return failure.exit_code
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clean-up
+    raise Terminated

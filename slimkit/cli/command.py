@@ -1,0 +1,66 @@
+"""From an options dataclass to a Typer command: one flag for each field, with the field's type and default."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from slimkit.cli.options import FLAGS, HOW_TO_RUN, config_flag
+from slimkit.cli.output import Output
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as `app.py` registers it."""
+
+    name: str
+    run: Callable[..., None]  # its signature is what Typer reads the flags from
+    example: str
+
+
+def command(
+    options_type: type[Options], *, example: str, **flags: Any
+) -> Callable[[Callable[[Options, Output], None]], Command]:
+    """Make `function(options, output)` a command; `flags` are those that are not in `cli/options.py`, by field name."""
+
+    def decorate(function: Callable[[Options, Output], None]) -> Command:
+        def run(context: typer.Context, **values: Any) -> None:
+            fields = dataclasses.fields(options_type)  # type: ignore[arg-type]  # always a dataclass
+            options = options_type(**{field.name: values[field.name] for field in fields})
+            _run(function, options, context.obj)
+
+        run.__doc__ = function.__doc__
+        run.__signature__ = _signature(options_type, FLAGS | flags)  # type: ignore[attr-defined]  # inspect reads it
+        return Command(function.__name__, run, example)
+
+    return decorate
+
+
+def _run(function: Callable[[Options, Output], None], options: Options, output: Output) -> None:
+    with output.logging():
+        try:
+            function(options, output)
+        except OSError as error:
+            if error.filename is None:  # a full disk, say, does not tell which file was being written
+                error.filename = str(getattr(options, "output", "")) or None
+            raise
+
+
+def _signature(options_type: type, flags: dict[str, Any]) -> inspect.Signature:
+    hints, own = get_type_hints(options_type), options_type.__annotations__
+    fields = sorted(
+        dataclasses.fields(options_type), key=lambda f: (flags[f.name].rich_help_panel is not None, f.name not in own)
+    )  # as --help shows them: the command's own flags, those of every model, then the panel of shared ones
+    parameters: list[tuple[str, Any, Any]] = [("context", typer.Context, inspect.Parameter.empty)]
+    parameters += [(f.name, Annotated[hints[f.name], flags[f.name]], f.default) for f in fields]
+    if "config" not in hints:
+        parameters.append(("config", Annotated[str | None, config_flag(options_type)], None))
+    parameters += [(name, Annotated[bool, flag], False) for name, flag in HOW_TO_RUN.items()]
+    return inspect.Signature(
+        [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=d) for n, a, d in parameters]
+    )

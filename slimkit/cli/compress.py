@@ -1,0 +1,103 @@
+"""`slimkit compress`."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from slimkit.cli.command import command
+from slimkit.cli.config import read_settings
+from slimkit.cli.options import SHARED
+from slimkit.cli.output import Output, table
+from slimkit.core.options import (
+    DEFAULT_RATE,
+    Device,
+    DistillOptions,
+    QuantizeOptions,
+    Scheme,
+    TrainOptions,
+)
+
+STAGE_FLAGS = {  # where in a recipe each flag of a single stage belongs
+    "train_epochs": ("train", "epochs"),
+    "rate": ("prune", "rate"),
+    "distill_epochs": ("distill", "epochs"),
+    "scheme": ("quantize", "scheme"),
+}
+ABOUT_THE_RUN = ("config", "output", "force")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """What the recipe is told from the command line; None leaves it to the recipe, or else to the stage's default."""
+
+    model: str | None = None
+    config: Path | None = None
+    output: Path = Path()
+    rate: float | None = None
+    scheme: Scheme | None = None
+    train_epochs: int | None = None
+    distill_epochs: int | None = None
+    force: bool = False
+    weights: Path | None = None
+    pretrained: bool | None = None
+    data: str | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    device: Device | None = None
+    seed: int | None = None
+    threads: int | None = None
+
+    def over(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """`recipe` with what the flags say put over it."""
+        merged = {name: dict(part) if isinstance(part, dict) else part for name, part in recipe.items()}
+        for name in (field.name for field in fields(self) if field.name not in ABOUT_THE_RUN):
+            value = getattr(self, name)
+            if value is not None:
+                stage, option = STAGE_FLAGS.get(name, (None, name))
+                target = merged.setdefault(stage, {}) if stage else merged
+                target[option] = str(value) if isinstance(value, Path) else value
+        return merged
+
+
+@command(
+    CompressOptions,
+    example="slimkit compress resnet18 --data photos/ --rate 0.3 -o small",
+    model=typer.Argument(
+        help="Where the chain starts: a model folder, or the name of a torchvision network.",
+        show_default=TrainOptions.model,
+    ),
+    config=typer.Option(
+        "--config",
+        "-c",
+        metavar="RECIPE.yaml",
+        help="Shared options, and under train, prune, distill, quantize and score those of each; flags beat it. The "
+        "resolved recipe is left in runs/recipe.yaml.",
+        rich_help_panel=SHARED,
+    ),
+    output=typer.Option("--output", "-o", help="The folder in which runs/, submission/ and results.json are written."),
+    rate=typer.Option("--rate", help="Share of its channels that each group loses.", show_default=str(DEFAULT_RATE)),
+    scheme=typer.Option("--scheme", help="How activations are quantized.", show_default=QuantizeOptions.scheme),
+    train_epochs=typer.Option("--train-epochs", help="Epochs of training. Without it: as the data needs."),
+    distill_epochs=typer.Option(
+        "--distill-epochs", help="Epochs of distillation.", show_default=str(DistillOptions.epochs)
+    ),
+    force=typer.Option("--force", "-f", help="Start over, in place of going on after the last finished stage."),
+)
+def compress(options: CompressOptions, output: Output) -> None:
+    """Train, prune, distill, quantize and score in one go. Given again, it goes on after the last finished stage."""
+    from slimkit.core.recipe import resolve_recipe, run_recipe
+
+    settings = options.over(read_settings(options.config) if options.config else {})
+    recipe = resolve_recipe(settings, options.output, source=str(options.config or "the recipe"))
+    report = run_recipe(recipe, force=options.force, progress=output.progress)
+    figures = {name: {"before": before, "after": after} for name, before, after in report.rows}
+    output.result(
+        {"output": str(report.submission), "figures": figures, "results": report.results},
+        path=report.submission,
+        human=[
+            table(None, ("", "before", "after"), report.rows),
+            f"The submission is in {report.submission}.",
+        ],
+    )

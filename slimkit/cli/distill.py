@@ -1,0 +1,25 @@
+"""`slimkit distill`."""
+
+import typer
+
+from slimkit.cli.command import command
+from slimkit.cli.output import Output
+from slimkit.cli.stage import show_stage
+from slimkit.core.options import DistillOptions
+
+
+@command(
+    DistillOptions,
+    example="slimkit distill runs/prune --teacher runs/train --epochs 10",
+    teacher=typer.Option(
+        "--teacher", metavar="MODEL", help="Model to learn from. Without it: the one that the student was cut from."
+    ),
+    teacher_weights=typer.Option("--teacher-weights", metavar="FILE", help="State dict for a teacher given by name."),
+    temperature=typer.Option("--temperature", help="Softens the teacher's and the student's probabilities."),
+    alpha=typer.Option("--alpha", help="Weight of the teacher's loss; that of the labels is 1 - alpha."),
+)
+def distill(options: DistillOptions, output: Output) -> None:
+    """Win accuracy back by training a network to answer as its teacher does."""
+    from slimkit.core.stages import run_distill
+
+    show_stage("distill", options, run_distill(options, output.progress), output)

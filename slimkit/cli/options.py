@@ -1,0 +1,69 @@
+"""The flags that several commands share, one for each field of the options dataclasses in `slimkit/core/options.py`.
+
+A flag that only one command has stands in that command's module. No default stands here: the dataclasses have them.
+"""
+
+from typing import Any
+
+import typer
+
+from slimkit.cli.config import load_defaults
+
+SHARED = "Shared options"
+
+
+def _shared(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=SHARED, **settings)
+
+
+FLAGS: dict[str, Any] = {
+    "model": typer.Argument(help="Model folder, or the name of a torchvision network such as resnet18."),
+    "output": typer.Option("--output", "-o", help="Where the result is written."),
+    "force": typer.Option("--force", "-f", help="Replace what is already there."),
+    "weights": typer.Option("--weights", metavar="FILE", help="State dict for a named model."),
+    "pretrained": typer.Option("--pretrained", help="Take torchvision's ImageNet weights for a named model."),
+    "baseline": typer.Option(
+        "--baseline", metavar="MODEL", help="What to compare with. Without it: the model that this one was made from."
+    ),
+    "epochs": typer.Option("--epochs", help="How often each training image is seen."),
+    "batch_size": typer.Option("--batch-size", help="Images per step."),
+    "optimizer": typer.Option("--optimizer", help="How the weights are updated."),
+    "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),
+    "weight_decay": typer.Option("--weight-decay", help="Decay of the weights."),
+    "runs": typer.Option("--runs", help="Timed runs for each latency."),
+    "data": _shared(
+        "--data",
+        help="Folder with a folder per class (in train/ and val/, or to be split), the same as a .zip, or the name of "
+        "a data set: digits100, cifar100, imagenette. Without it: what the model was made with, else digits100, which "
+        "needs no network.",
+    ),
+    "image_size": _shared(
+        "--image-size", help="Pixels of the square input. Without it: what the model or data wants, else 224."
+    ),
+    "resize": _shared(
+        "--resize", help="Pixels of the shorter side before the crop. Without it: 256/224 of the image size."
+    ),
+    "device": _shared("--device", help="Where to compute."),
+    "seed": _shared("--seed", help="Of everything random."),
+    "threads": _shared("--threads", help="CPU threads. Without it: as torch chooses."),
+}
+
+
+HOW_TO_RUN: dict[str, Any] = {
+    "json": _shared(
+        "--json", help="Print one JSON object and nothing else on stdout; a failure gives one with error and mend."
+    ),
+    "quiet": _shared("--quiet", "-q", help="No logs, bars or tables: print the path of the result alone."),
+    "debug": _shared("--debug", help="Log more, and show the traceback of a failure."),
+}
+
+
+def config_flag(options_type: type) -> Any:
+    """-c/--config for a command whose options are `options_type`. Eager: the other flags' defaults come from it."""
+
+    def callback(context: typer.Context, value: str | None) -> str | None:
+        load_defaults(context, options_type, value)
+        return value
+
+    text = "Take options from this file; flags beat it. Every command leaves such a file beside its result."
+    return _shared("--config", "-c", metavar="FILE.yaml", help=text, callback=callback, is_eager=True)

@@ -1,0 +1,34 @@
+"""`slimkit quantize`."""
+
+import typer
+
+from slimkit.cli.command import command
+from slimkit.cli.output import Output
+from slimkit.cli.stage import show_stage
+from slimkit.core.options import QuantizeOptions
+
+
+@command(
+    QuantizeOptions,
+    example="slimkit quantize runs/distill --scheme dynamic",
+    scheme=typer.Option("--scheme", help="static: activation ranges from training images; dynamic: from each input."),
+    calibration=typer.Option("--calibration", help="How static ranges are chosen from the values that were seen."),
+    calibration_images=typer.Option("--calibration-images", help="Training images that the static ranges come from."),
+    weight_bits=typer.Option(
+        "--weight-bits", help="8, or 4: stored two to a byte, except in the first and the last layer."
+    ),
+    portable=typer.Option(
+        "--portable", help="Keep weights to 7 bits, so that no sum saturates on x86 CPUs without VNNI."
+    ),
+    qat_epochs=typer.Option(
+        "--qat-epochs", help="Epochs of fine-tuning through the rounding, with the float model as the teacher."
+    ),
+    max_drop=typer.Option(
+        "--max-drop", help="Points of accuracy that may be lost: the costliest layers stay in float until it holds."
+    ),
+)
+def quantize(options: QuantizeOptions, output: Output) -> None:
+    """Turn every convolution and linear layer to int8, and write the submission."""
+    from slimkit.core.stages import run_quantize
+
+    show_stage("quantize", options, run_quantize(options, output.progress), output)

@@ -1,0 +1,24 @@
+"""Data sets: opened by name, decoded once, in batches and augmented."""
+
+from slimkit.core.data.augment import augment, evaluation_input
+from slimkit.core.data.calibration import Batches, CalibrationBatches
+from slimkit.core.data.check import DatasetCheck, check_dataset
+from slimkit.core.data.dataset import ImageSet, label_map, open_dataset
+from slimkit.core.data.image_folder import write_image_folder
+from slimkit.core.data.images import Images
+from slimkit.core.data.randomness import epoch_order
+
+__all__ = [
+    "Batches",
+    "CalibrationBatches",
+    "DatasetCheck",
+    "ImageSet",
+    "Images",
+    "augment",
+    "check_dataset",
+    "epoch_order",
+    "evaluation_input",
+    "label_map",
+    "open_dataset",
+    "write_image_folder",
+]

@@ -1,0 +1,158 @@
+"""Opening a data set by what the user calls it, with its splits, classes and preprocessing."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slimkit.core.architecture import Preprocessing
+from slimkit.core.data import digits, torchvision_sets
+from slimkit.core.data.class_folders import read_class_folders
+from slimkit.core.data.images import Images, MemoryStore, StreamStore, fits_in_memory
+from slimkit.core.data.randomness import permutation
+from slimkit.core.data.sources import Collection
+from slimkit.core.data.trees import FolderTree, ZipTree
+from slimkit.core.errors import DataError, UsageError
+from slimkit.core.progress import Progress, silent
+
+log = logging.getLogger("slimkit")
+
+HOLDOUT_SHARE = 0.05  # of the training images
+TEST_SHARE = 0.2  # of a set that comes unsplit
+SPLIT_MEND = "Name a data set with a train/ folder and a val/ or test/ folder."
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set, opened. Images are decoded when they are first read."""
+
+    name: str
+    source: str  # as the user called it
+    class_names: tuple[str, ...]  # sorted as strings
+    preprocessing: Preprocessing
+    splits: Mapping[str, Images]  # some of "train", "holdout" and "test"
+    flip: bool  # whether an image's mirror image is of the same class
+
+    @property
+    def train(self) -> Images:
+        """What is learned from. Raises DataError where the set has none."""
+        return self._split("train")
+
+    @property
+    def holdout(self) -> Images:
+        """What models are selected on, carved from the training images. Raises DataError where the set has none."""
+        return self._split("holdout")
+
+    @property
+    def test(self) -> Images:
+        """What the score is measured on, and nothing else. Raises DataError where the set has none."""
+        return self._split("test")
+
+    def _split(self, split: str) -> Images:
+        if split not in self.splits:
+            wanted = "test" if split == "test" else "training"
+            raise DataError(f"{self.name} has no {wanted} images.", SPLIT_MEND)
+        return self.splits[split]
+
+
+def open_dataset(
+    spec: str, *, image_size: int | None = None, resize: int | None = None, progress: Progress = silent
+) -> ImageSet:
+    """Open a data set: `digits100`, a torchvision name, a folder or a .zip (for one called like a name, write ./name).
+
+    image_size: pixels of the network's input; None: what the set suggests, else 224. resize: pixels of the shorter
+    side before the centre is cut; None: in the set's usual proportion, else 256/224. `progress` shows a download.
+    Raises DataError, UsageError for sizes that can't be, and NetworkError where a download fails.
+    """
+    collection = find_collection(spec, progress)
+    preprocessing = _preprocessing(collection.suggested, image_size, resize)
+    images = sum(len(source.labels) for source in collection.sources.values())
+    held = fits_in_memory(images, preprocessing.resize)
+    if not held:
+        log.info("%s: %d images do not fit in memory, so they are streamed.", collection.name, images)
+    whole = {
+        split: _all_of(MemoryStore(source, preprocessing) if held else StreamStore(source, preprocessing))
+        for split, source in collection.sources.items()
+    }
+    return ImageSet(collection.name, spec, collection.class_names, preprocessing, _split(whole), collection.flip)
+
+
+def find_collection(spec: str, progress: Progress = silent) -> Collection:
+    """The data set that `spec` names, before preprocessing. Raises as `open_dataset`."""
+    if spec == digits.NAME:
+        return digits.digits100()
+    if spec in torchvision_sets.NAMES:
+        return torchvision_sets.torchvision_set(spec, progress)
+    path = Path(spec)
+    if path.is_dir():
+        return read_class_folders(FolderTree(path))
+    if path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
+        return read_class_folders(ZipTree(path))
+    if path.exists():
+        raise DataError(f"{path} is neither a folder nor a .zip file.", "Name a folder, a .zip or a data set.")
+    names = [digits.NAME, *torchvision_sets.NAMES]
+    near = difflib.get_close_matches(spec.lower(), names, n=1)
+    mend = f"Did you mean {near[0]}?" if near else f"Check the path, or take one of: {', '.join(names)}."
+    raise DataError(f"{spec} is no folder, no .zip file and no known data set.", mend)
+
+
+def label_map(model_names: Sequence[str], data_names: Sequence[str]) -> Tensor:
+    """For each class of the data, the model's index of the class of that name: int64 [len(data_names)].
+
+    The model may have more classes. Raises DataError that names the classes it lacks.
+    """
+    places = {name: place for place, name in enumerate(model_names)}
+    if odd := [name for name in data_names if name not in places]:
+        shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+        raise DataError(
+            f"The model has no class called {shown}; its classes are {model_names[0]} … {model_names[-1]}.",
+            "Name the data that the model was made with, or data with classes of the same names.",
+        )
+    return torch.tensor([places[name] for name in data_names])
+
+
+def _preprocessing(suggested: Preprocessing, image_size: int | None, resize: int | None) -> Preprocessing:
+    crop = suggested.crop if image_size is None else image_size
+    resize = round(crop * suggested.resize / suggested.crop) if resize is None else resize
+    if crop < 1 or resize < crop:
+        raise UsageError(
+            f"An image size of {crop} can't be cut from a shorter side of {resize} pixels.",
+            "Give an --image-size of 1 or more, and a --resize that is not smaller.",
+        )
+    return Preprocessing(resize=resize, crop=crop)
+
+
+def _all_of(store: MemoryStore | StreamStore) -> Images:
+    return Images(store, torch.arange(len(store.labels)))
+
+
+def _split(whole: Mapping[str, Images]) -> dict[str, Images]:
+    """Carve what the set does not come with: test from all, holdout from train."""
+    splits = dict(whole)
+    if "all" in splits:
+        splits["train"], splits["test"] = carve(splits.pop("all"), TEST_SHARE)
+    if "train" in splits and "holdout" not in splits:
+        splits["train"], splits["holdout"] = carve(splits["train"], HOLDOUT_SHARE)
+    return splits
+
+
+def carve(images: Images, share: float) -> tuple[Images, Images]:
+    """Split off `share` of each class, one image at least where there are two; always the same ones.
+
+    Raises DataError where no class has two images.
+    """
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    for label in torch.unique(images.labels):
+        members = torch.nonzero(images.labels == label).flatten()
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        chosen[members[permutation(len(members), (int(label),))[:count]]] = True
+    if not chosen.any():
+        raise DataError("No class has two images, so none can be set aside for testing.", "Add images.")
+    return images.subset(torch.nonzero(~chosen).flatten()), images.subset(torch.nonzero(chosen).flatten())

@@ -1,0 +1,185 @@
+"""Labelled images in batches: held in memory, each decoded when it is first asked for, or streamed by worker processes.
+
+Both give the same pixels: uint8 squares whose side is the preprocessing's `resize`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from slimkit.core.architecture import Preprocessing
+from slimkit.core.data.sources import Source
+from slimkit.core.errors import DataError
+from slimkit.core.progress import Progress, silent
+from slimkit.standalone import model_loader
+
+MEMORY_LIMIT = 4 * 2**30  # bytes of pixels held
+MEMORY_SHARE = 0.25  # of what is available, at most
+
+
+class Store(Protocol):
+    """The decoded images of a source."""
+
+    labels: Tensor  # int64 [n]
+
+    def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """The images at `positions`, in batches of uint8 [b, 3, resize, resize]. Raises DataError that names a file."""
+
+    def load(self, positions: Tensor, progress: Progress) -> None:
+        """Decode now what reading `positions` would decode on the way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Some images of a store."""
+
+    store: Store
+    positions: Tensor  # int64 [n]: their places in the store
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image: int64 [n]."""
+        return self.store.labels[self.positions]
+
+    def subset(self, indices: Tensor) -> Images:
+        """The images at `indices`, which become 0, 1, …; what was decoded stays shared."""
+        return Images(self.store, self.positions[indices])
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images at `order` (indices, int64 [n]), in that order; the last batch may be smaller.
+
+        Gives (pixels uint8 [b, 3, resize, resize], labels int64 [b], indices int64 [b]). Raises DataError that names
+        the file of an image that can't be decoded.
+        """
+        if len(order) == 0:
+            return
+        labels = self.labels
+        batches = self.store.read(self.positions[order], batch_size)
+        for indices, pixels in zip(torch.split(order, batch_size), batches, strict=True):
+            yield pixels, labels[indices], indices
+
+    def load(self, progress: Progress = silent) -> None:
+        """Decode all images that are to be held in memory now, so that later reading is fast; may be left out."""
+        self.store.load(self.positions, progress)
+
+
+class MemoryStore:
+    """Holds every image that was asked for."""
+
+    def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
+        self.labels = source.labels
+        self._source = source
+        self._preprocessing = dataclasses.asdict(preprocessing)
+        side = preprocessing.resize
+        self._pixels = torch.empty(len(self.labels), 3, side, side, dtype=torch.uint8)  # takes memory as it is filled
+        self._decoded = torch.zeros(len(self.labels), dtype=torch.bool)
+
+    def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """As `Store.read`."""
+        for chunk in torch.split(positions, batch_size):
+            self._decode(chunk)
+            yield self._pixels[chunk]
+
+    def load(self, positions: Tensor, progress: Progress) -> None:
+        """As `Store.load`."""
+        with progress("decoding images", len(positions)) as advance:
+            for chunk in torch.split(positions, 512):
+                self._decode(chunk)
+                advance(len(chunk))
+
+    def _decode(self, positions: Tensor) -> None:
+        missing = torch.unique(positions[~self._decoded[positions]])
+        if len(missing):
+            cores = usable_cores()
+            with ThreadPoolExecutor(cores) as pool:  # Pillow works outside the interpreter's lock
+                list(pool.map(self._decode_each, (missing[core::cores].tolist() for core in range(cores))))
+            self._decoded[missing] = True
+
+    def _decode_each(self, positions: list[int]) -> None:
+        for position in positions:
+            image = self._source.image(position)
+            self._pixels[position] = model_loader.resize_to_square(image, self._preprocessing)
+
+
+class StreamStore:
+    """Decodes every image each time, in worker processes that work ahead."""
+
+    def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
+        self.labels = source.labels
+        self._squares = _Squares(source, dataclasses.asdict(preprocessing))
+
+    def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """As `Store.read`."""
+        loader: DataLoader[Any] = DataLoader(
+            self._squares,
+            batch_sampler=[chunk.tolist() for chunk in torch.split(positions, batch_size)],
+            num_workers=min(usable_cores(), 16),
+            collate_fn=_stack,
+        )
+        for batch in loader:
+            if isinstance(batch, tuple):
+                raise DataError(*batch)
+            yield torch.from_numpy(batch)
+
+    def load(self, positions: Tensor, progress: Progress) -> None:
+        """As `Store.load`: nothing is held."""
+
+
+class _Squares(Dataset[Any]):
+    """The squares of a source, as a DataLoader's workers see them."""
+
+    def __init__(self, source: Source, preprocessing: dict[str, Any]) -> None:
+        self._source = source
+        self._preprocessing = preprocessing
+
+    def __getitem__(self, position: int) -> Any:
+        """uint8 [3, resize, resize], or what a DataError says: raised in a worker, it would come back as another."""
+        try:
+            return model_loader.resize_to_square(self._source.image(position), self._preprocessing).numpy()
+        except DataError as error:
+            return str(error), error.mend
+
+
+def _stack(squares: list[Any]) -> Any:
+    """A batch, or what the first error in it says.
+
+    NumPy arrays come through a pipe; tensors would take shared memory, which containers have little of.
+    """
+    errors = [square for square in squares if isinstance(square, tuple)]
+    return errors[0] if errors else np.stack(squares)
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fits_in_memory(images: int, resize: int) -> bool:
+    """Whether the squares of so many images should be held."""
+    return images * 3 * resize**2 <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory())
+
+
+def _available_memory() -> float:
+    """Bytes; infinite where the system does not say."""
+    limits = [float("inf")]
+    meminfo, cgroup = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        limits.append(1024 * float(fields["MemAvailable"].split()[0]))
+    if cgroup.is_file() and (limit := cgroup.read_text().strip()) != "max":
+        limits.append(float(limit))
+    return min(limits)

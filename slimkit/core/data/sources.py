@@ -1,0 +1,34 @@
+"""What every kind of data set comes down to: labelled images that are decoded one at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from slimkit.core.architecture import Preprocessing
+
+IMAGENET_PREPROCESSING = Preprocessing(resize=256, crop=224)
+
+
+class Source(Protocol):
+    """The images of one split, wherever they lie. Goes whole to worker processes, so it can be pickled."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image: int64 [n]."""
+
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`, in RGB, as large as it is. Raises DataError that names the file."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A data set as it was found: some of the splits "train", "holdout" and "test", or "all" where it isn't split."""
+
+    name: str
+    class_names: tuple[str, ...]  # sorted as strings
+    sources: Mapping[str, Source]
+    suggested: Preprocessing = IMAGENET_PREPROCESSING
+    flip: bool = True  # whether an image's mirror image is of the same class

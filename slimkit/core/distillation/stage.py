@@ -1,0 +1,74 @@
+"""Distilling a teacher into a classifier, with its record in the architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+
+from slimkit.core.data import ImageSet, label_map
+from slimkit.core.distillation.losses import DistillationLoss
+from slimkit.core.errors import UsageError
+from slimkit.core.folder import Classifier, read_folder
+from slimkit.core.models.lineage import find_baseline
+from slimkit.core.models.resolve import is_folder, open_named
+from slimkit.core.options import DistillOptions
+from slimkit.core.progress import Progress, silent
+from slimkit.core.training.loop import fit
+from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
+
+log = logging.getLogger("slimkit")
+
+
+def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, progress: Progress = silent) -> Classifier:
+    """Train `classifier` (in place) on the labels of `data` and the logits of the teacher that `options` name.
+
+    Raises UsageError for impossible options or where no teacher can be found, ModelError where training diverges.
+    """
+    fit_options = fit_options_of(options, options.epochs, options.lr, progressive=False)
+    _check(options)
+    teacher = open_teacher(classifier, data, options)
+    name = str(teacher.folder or teacher.architecture.base["name"])
+    log.info("distilling %s into %s for %d epochs", name, options.model, options.epochs)
+    loss = DistillationLoss(
+        teacher.module.to(fit_options.device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in the stub
+        label_map(teacher.architecture.class_names, classifier.architecture.class_names).to(fit_options.device),
+        temperature=options.temperature,
+        alpha=options.alpha,
+    )
+    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
+    detail = training_detail("distill", data, fit_options, history)
+    detail |= {"teacher": name, "temperature": options.temperature, "alpha": options.alpha}
+    architecture = with_detail(classifier.architecture, detail)
+    steps = (*architecture.compression_steps, f"distill: {options.epochs} epochs from {name}")
+    return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))
+
+
+def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -> Classifier:
+    """The teacher that `options` name, or else the model that the student was cut from. Raises UsageError."""
+    if options.teacher is None:
+        folder = find_baseline(student)
+        if folder is None:
+            raise UsageError(
+                f"The model that {options.model} was cut from can't be found, so there is no teacher.",
+                "Give one with --teacher: a model folder, or a name with --teacher-weights FILE.",
+            )
+        return read_folder(folder)
+    if is_folder(options.teacher):
+        return read_folder(Path(options.teacher))
+    if options.teacher_weights is None:
+        raise UsageError(
+            f"The teacher {options.teacher} would have random weights.",
+            "Give its weights with --teacher-weights FILE, or name a model folder.",
+        )
+    named = dataclasses.replace(options, model=options.teacher, weights=options.teacher_weights, pretrained=False)
+    return open_named(named, data.class_names, data.preprocessing)
+
+
+def _check(options: DistillOptions) -> None:
+    if not 0 < options.temperature < float("inf"):
+        raise UsageError(f"--temperature {options.temperature} is no temperature.", "Give one above 0, such as 4.")
+    if not 0 <= options.alpha <= 1:
+        raise UsageError(f"--alpha {options.alpha} is no share.", "Give 0 (labels alone) to 1 (teacher alone).")

@@ -1,0 +1,43 @@
+"""The exceptions that slimkit raises on purpose.
+
+Each carries one sentence that says what is wrong (``str(error)``) and one that says how to mend it (``error.mend``).
+The command line maps them in one place, ``slimkit/cli/app.py``, to two printed lines and ``error.exit_code``.
+"""
+
+
+class SlimkitError(Exception):
+    """Something went wrong in a way that the user can mend."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, mend: str) -> None:
+        super().__init__(message)
+        self.mend = mend
+
+
+class UsageError(SlimkitError):
+    """An option or an argument has a value that can't be used."""
+
+    exit_code = 2
+
+
+class DataError(SlimkitError):
+    """A data set, or an image in it, can't be used."""
+
+
+class ModelError(SlimkitError):
+    """A network can't be built, traced, cut or quantized."""
+
+
+class FolderError(SlimkitError):
+    """A model folder is missing, incomplete, damaged, or can't be written."""
+
+
+class NetworkError(SlimkitError):
+    """Something had to be downloaded and the network did not give it."""
+
+
+class MissedError(SlimkitError):
+    """A budget or a check was missed."""
+
+    exit_code = 3

@@ -1,0 +1,223 @@
+"""Latency: networks timed in turn, each in a process of its own.
+
+Two runtimes in one process disturb each other, since the idle threads of one spin while the other computes; and a
+machine that grows slower within a measurement favours whoever came first. So each network has its own process
+(`worker.py`), and rounds of runs go from one to the next and back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.measure import worker
+from slimkit.core.progress import Progress, silent
+
+log = logging.getLogger("slimkit")
+
+ROUNDS = 10
+ROUND_WARMUP = 2  # uncounted runs at the head of each round: the pause and the other network have cooled the caches
+PAUSE = 0.05  # seconds between rounds, in which the other network's threads stop spinning
+NOISY = 0.1  # of the mean: a confidence interval that reaches farther gets a warning
+# 97.5 % quantiles of Student's t for 1 to ROUNDS - 1 degrees of freedom
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to be timed on the CPU: a model folder (eager, by its own model_loader.py) or an .onnx file."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one batch takes, in ms."""
+
+    mean: float
+    median: float
+    p10: float
+    p90: float
+    confidence: tuple[float, float] | None  # 95 % interval of the mean, see `mean_interval`; None for a single round
+    runs: int
+    batch_size: int
+    threads: int
+    samples: tuple[float, ...] = field(repr=False)  # every run, in the order in which they ran
+
+    @property
+    def uncertainty(self) -> float | None:
+        """Half the confidence interval as a share of the mean; None for a single round."""
+        return (self.confidence[1] - self.mean) / self.mean if self.confidence else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the samples, as plain JSON values."""
+        values = {name: value for name, value in vars(self).items() if name != "samples"}
+        return values | {"confidence": list(self.confidence) if self.confidence else None}
+
+
+def measure_latencies(
+    targets: Sequence[Target],
+    *,
+    runs: int = 100,
+    batch_size: int = 1,
+    threads: int | None = None,
+    warmup: int = 10,
+    progress: Progress = silent,
+) -> tuple[Latency, ...]:
+    """Time every target `runs` times, in alternating rounds; `threads` None takes as many as torch uses here.
+
+    Raises UsageError for counts below 1, and ModelError when a target can't be loaded or run.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    for name, value in (("runs", runs), ("batch size", batch_size), ("threads", threads)):
+        if value < 1:
+            raise UsageError(f"The number of {name} is {value}.", "Give a whole number of at least 1.")
+    rounds: list[list[list[float]]] = [[] for _ in targets]
+    with ExitStack() as stack, progress("Timing", runs * len(targets)) as advance:
+        workers = [stack.enter_context(_start_worker(target, threads, batch_size)) for target in targets]
+        for each in workers:
+            each.answer()  # all have loaded before the first is timed
+        for each in workers:
+            each.time(warmup, 0)
+        for index, share in enumerate(split_runs(runs)):
+            for place in _round_order(len(targets), index):
+                time.sleep(PAUSE)
+                rounds[place].append(workers[place].time(ROUND_WARMUP, share))
+                advance(share)
+    latencies = tuple(summarize(samples, batch_size=batch_size, threads=threads) for samples in rounds)
+    for target, latency in zip(targets, latencies, strict=True):
+        _warn_of_noise(target, latency)
+    return latencies
+
+
+def _warn_of_noise(target: Target, latency: Latency) -> None:
+    if latency.uncertainty is not None and latency.uncertainty > NOISY:
+        log.warning(
+            "%s: the mean latency is known to ±%.0f %% only (median %.3g ms): is something else computing here?",
+            target.path.name,
+            100 * latency.uncertainty,
+            latency.median,
+        )
+
+
+def split_runs(runs: int) -> tuple[int, ...]:
+    """`runs` in up to ROUNDS rounds of nearly equal length."""
+    count = min(ROUNDS, runs)
+    return tuple(runs // count + (index < runs % count) for index in range(count))
+
+
+def _round_order(targets: int, index: int) -> range:
+    """There and back again: a steady drift of the machine then hits all alike."""
+    return range(targets) if index % 2 == 0 else range(targets - 1, -1, -1)
+
+
+def summarize(rounds: Sequence[Sequence[float]], *, batch_size: int, threads: int) -> Latency:
+    """The figures of rounds of samples in ms."""
+    samples = tuple(sample for part in rounds for sample in part)
+    return Latency(
+        mean=statistics.fmean(samples),
+        median=statistics.median(samples),
+        p10=_percentile(samples, 10),
+        p90=_percentile(samples, 90),
+        confidence=mean_interval(rounds),
+        runs=len(samples),
+        batch_size=batch_size,
+        threads=threads,
+        samples=samples,
+    )
+
+
+def mean_interval(rounds: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean by batch means: Student's t over the means of the rounds.
+
+    Runs that follow each other share the machine's mood, so an interval over single runs would be far too narrow
+    (Law, Simulation Modeling and Analysis, the method of batch means). None for a single round.
+    """
+    means = [statistics.fmean(part) for part in rounds]
+    if len(means) < 2:
+        return None
+    half = STUDENT_T[len(means) - 2] * statistics.stdev(means) / math.sqrt(len(means))
+    centre = statistics.fmean(sample for part in rounds for sample in part)
+    return centre - half, centre + half
+
+
+def _percentile(samples: Sequence[float], percent: int) -> float:
+    """Linear interpolation between the closest ranks, as numpy's default."""
+    ordered = sorted(samples)
+    position = percent / 100 * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True)
+class _Worker:
+    target: Target
+    process: subprocess.Popen[str]
+    stderr: IO[bytes]
+
+    def time(self, warmup: int, runs: int) -> list[float]:
+        """Have it run; the durations in ms."""
+        assert self.process.stdin is not None  # a pipe, by construction
+        try:
+            print(json.dumps({"warmup": warmup, "runs": runs}), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._failure() from None
+        samples: list[float] = self.answer()["samples"]
+        return samples
+
+    def answer(self) -> dict[str, Any]:
+        """Its next answer; it has none when it died. Raises ModelError."""
+        assert self.process.stdout is not None  # a pipe, by construction
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._failure()
+        values: dict[str, Any] = json.loads(line)
+        return values
+
+    def _failure(self) -> ModelError:
+        code = self.process.wait()
+        self.stderr.seek(0)
+        lines = [line.strip() for line in self.stderr.read().decode(errors="replace").splitlines() if line.strip()]
+        # Python ends with 1 after a traceback; whatever else ended it did not write the last line
+        reason = lines[-1] if code == 1 and lines else f"its process ended with code {code}"
+        return ModelError(
+            f"{self.target.path} can't be timed: {reason}",
+            "Check it with `slimkit inspect`; a process that ended without a word may have run out of memory.",
+        )
+
+
+@contextmanager
+def _start_worker(target: Target, threads: int, batch_size: int) -> Iterator[_Worker]:
+    """Start a process that times `target`; it is killed on the way out, whatever the way."""
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, worker.__file__, str(target.path.resolve()), str(threads), str(batch_size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its workers
+        )
+        try:
+            yield _Worker(target, process, stderr)
+        finally:
+            process.kill()
+            process.communicate()  # closes the pipes and reaps it

@@ -1,0 +1,79 @@
+"""Counting multiply-adds.
+
+One MAC is one multiplication with its addition. Convolutions and linear layers are counted; biases, normalization,
+activations and pooling are not.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimkit.core.measure.modes import evaluating
+
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer does for one image, summed over its calls."""
+
+    macs: int
+    output_shape: tuple[int, ...]  # of the last call, without the batch
+
+
+def count_macs(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """MACs of each convolution and linear layer for one image of `input_shape` (channels, ...), in execution order."""
+    return {name: cost.macs for name, cost in layer_costs(module, input_shape).items()}
+
+
+def layer_costs(module: nn.Module, input_shape: Sequence[int]) -> dict[str, LayerCost]:
+    """MACs and output shape of each convolution and linear layer, from one forward pass in eval mode.
+
+    The pass has no numbers in it (torch's meta device), save where the network looks at some.
+    """
+    try:
+        return _costs_of_pass(module, lambda: _pass_without_numbers(module, input_shape))
+    except (RuntimeError, NotImplementedError, TypeError):  # the network's own code asked for what isn't there
+        return _costs_of_pass(module, lambda: module(_first_parameter(module).new_zeros(1, *input_shape)))
+
+
+def _pass_without_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
+    tensors = {name: value.to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
+    image = _first_parameter(module).new_zeros(1, *input_shape, device="meta")
+    return torch.func.functional_call(module, tensors, (image,))
+
+
+def _costs_of_pass(module: nn.Module, run: Callable[[], Any]) -> dict[str, LayerCost]:
+    """What the layers cost in one run of the network."""
+    costs: dict[str, LayerCost] = {}
+    hooks = [
+        layer.register_forward_hook(_counter(name, costs))
+        for name, layer in module.named_modules()
+        if isinstance(layer, COUNTED)
+    ]
+    try:
+        with evaluating(module), torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return costs
+
+
+def _counter(name: str, costs: dict[str, LayerCost]) -> Any:
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        before = costs[name].macs if name in costs else 0
+        # weight[0] is what makes one output value: [in / groups, *kernel] or [in]
+        costs[name] = LayerCost(before + output.numel() * weight[0].numel(), tuple(output.shape[1:]))
+
+    return count
+
+
+def _first_parameter(module: nn.Module) -> Tensor:
+    """It has the type and device that the input must have."""
+    return next(module.parameters(), torch.empty(0))

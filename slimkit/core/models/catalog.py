@@ -1,0 +1,70 @@
+"""Networks by name: every torchvision classifier, and the contest's SlimResNet18."""
+
+from types import ModuleType
+from typing import Any
+from urllib.error import URLError
+
+from torch import nn
+
+from slimkit.core.compat import import_torchvision
+from slimkit.core.errors import NetworkError, UsageError
+from slimkit.standalone.model import SlimResNet18
+
+CONTEST_NAME = "slimresnet18"
+CONTEST_WIDTH = 32  # of the first layer; each following stage is twice as wide
+_OWN_TYPES = {
+    "resnet18": "SlimResNet18",
+    "resnet34": "SlimResNet34",
+    "resnet50": "SlimResNet50",
+    CONTEST_NAME: "SlimResNet18",
+}
+
+
+def model_names() -> list[str]:
+    """The names that a model argument can have."""
+    return sorted({*_models().list_models(module=_models()), CONTEST_NAME})
+
+
+def model_type_of(name: str) -> str:
+    """The architecture's `model_type` for a named network."""
+    return _OWN_TYPES.get(name, name)
+
+
+def build_named(name: str, num_classes: int, width: int | None = None) -> nn.Module:
+    """The network called `name` with random weights.
+
+    `name` is one of `model_names()`; `width` is the number of channels of slimresnet18's first layer, 32 where it is
+    None. Raises UsageError for a width that the network can't be given.
+    """
+    if name == CONTEST_NAME:
+        return _slim_resnet18(num_classes, CONTEST_WIDTH if width is None else width)
+    if width is not None:
+        raise UsageError(f"--width is for {CONTEST_NAME}; {name} has widths of its own.", "Leave --width out.")
+    module: nn.Module = _models().get_model(name, weights=None, num_classes=num_classes)
+    return module
+
+
+def pretrained_state(name: str) -> dict[str, Any]:
+    """The state dict of torchvision's ImageNet weights, downloaded once. Raises NetworkError, UsageError."""
+    if name == CONTEST_NAME:
+        raise UsageError(f"There are no ImageNet weights of {name}.", "Leave --pretrained out, or name resnet18.")
+    weights = _models().get_model_weights(name).DEFAULT
+    try:
+        state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError) as error:
+        raise NetworkError(
+            f"torchvision's ImageNet weights of {name} can't be downloaded: {error}.",
+            "Connect to the network, or give a file with --weights.",
+        ) from error
+    return state
+
+
+def _slim_resnet18(num_classes: int, width: int) -> nn.Module:
+    if width < 1:
+        raise UsageError(f"--width {width} is no number of channels.", "Give 1 or more; the contest's variant has 32.")
+    return SlimResNet18(num_classes, width=width)
+
+
+def _models() -> ModuleType:
+    models: ModuleType = import_torchvision().models
+    return models

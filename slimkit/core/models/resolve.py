@@ -1,0 +1,189 @@
+"""From a model argument (a model folder, or a name with weights) to a model in memory, and the data that go with it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slimkit.core.architecture import Architecture, Preprocessing
+from slimkit.core.data import ImageSet, label_map, open_dataset
+from slimkit.core.errors import FolderError, ModelError, UsageError
+from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
+from slimkit.core.models.catalog import build_named, model_names, model_type_of, pretrained_state
+from slimkit.core.models.describe import describe_layers
+from slimkit.core.options import ModelOptions
+from slimkit.core.progress import Progress, silent
+from slimkit.standalone.model import build_model
+
+log = logging.getLogger("slimkit")
+
+DEFAULT_DATA = "digits100"
+_MAKERS = {"runs/train": "train", "runs/prune": "prune", "runs/distill": "distill", "submission": "quantize"}
+
+
+def open_model_and_data(
+    options: ModelOptions, *, width: int | None = None, progress: Progress = silent
+) -> tuple[Classifier, ImageSet]:
+    """Open the model of `options`, and the data that it is to be used with.
+
+    A folder's data are those that it was made with unless `options.data` names others, which must have the model's
+    classes. A named model gets its classes and its input size from the data. Raises SlimkitError.
+    """
+    if is_folder(options.model):
+        _reject_weights(options)
+        classifier = read_folder(Path(options.model))
+        data = open_data_for(classifier.architecture, options, progress=progress)
+        return classifier, data
+    data = open_dataset(
+        options.data or DEFAULT_DATA, image_size=options.image_size, resize=options.resize, progress=progress
+    )
+    return open_named(options, data.class_names, data.preprocessing, width=width), data
+
+
+def open_data_for(architecture: Architecture, options: ModelOptions, *, progress: Progress = silent) -> ImageSet:
+    """The data of `options`, preprocessed as the model wants them; its classes must be known to the model."""
+    preprocessing = architecture.preprocessing
+    data = open_dataset(
+        options.data or recorded_data(architecture) or DEFAULT_DATA,
+        image_size=options.image_size or preprocessing.crop,
+        resize=options.resize or (None if options.image_size else preprocessing.resize),
+        progress=progress,
+    )
+    label_map(architecture.class_names, data.class_names)
+    return data
+
+
+def open_named(
+    options: ModelOptions, class_names: tuple[str, ...], preprocessing: Preprocessing, *, width: int | None = None
+) -> Classifier:
+    """The named model of `options`, with the weights that they ask for. Raises SlimkitError."""
+    name, num_classes = options.model, len(class_names)
+    module = build_named(name, num_classes, width)
+    if options.weights is not None:
+        if options.pretrained:
+            raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
+        _fill(module, read_state_dict(options.weights), options.weights, num_classes)
+    elif options.pretrained:
+        _fill_pretrained(module, name, num_classes)
+    else:
+        log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
+    return _as_classifier(module, name, class_names, preprocessing)
+
+
+def is_folder(model: str) -> bool:
+    """Whether a model argument means a folder rather than a name. Raises UsageError for what is neither."""
+    path = Path(model)
+    if path.is_dir() and ((path / METADATA).exists() or model not in model_names()):
+        return True
+    if model in model_names():
+        return False
+    if model in _MAKERS:
+        raise UsageError(f"There is no model folder {model} yet.", f"Run `slimkit {_MAKERS[model]}` first.")
+    near = difflib.get_close_matches(model, model_names(), n=3)
+    mend = f"Did you mean {', '.join(near)}?" if near else "Check the path, or name a network such as resnet18."
+    raise UsageError(f"{model} is neither a model folder nor the name of a torchvision model.", mend)
+
+
+def recorded_data(architecture: Architecture) -> str | None:
+    """The data set that the model was last trained with, as it was named then."""
+    named = [stage["data"] for stage in architecture.training_details if isinstance(stage.get("data"), str)]
+    return named[-1] if named else None
+
+
+@contextmanager
+def materialize(classifier: Classifier) -> Iterator[Path]:
+    """The model folder of `classifier`: its own, or a temporary one where it has none."""
+    if classifier.folder is not None:
+        yield classifier.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="slimkit-") as folder:
+        yield write_folder(classifier, Path(folder) / "model").folder or Path(folder)
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """A plain state dict from `file`; nothing in it is executed. Raises FolderError."""
+    if not file.is_file():
+        raise FolderError(f"There is no file {file}.", "Check the path given with --weights.")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FolderError(
+            f"{file} can't be read as plain weights: {reason}",
+            "Save a state dict of tensors: torch.save(model.state_dict(), FILE).",
+        ) from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FolderError(f"{file} holds no state dict.", "Save one: torch.save(model.state_dict(), FILE).")
+    return dict(state)
+
+
+def _as_classifier(
+    module: nn.Module, name: str, class_names: tuple[str, ...], preprocessing: Preprocessing
+) -> Classifier:
+    """Wrap a network as the one that its own architecture JSON rebuilds, so that what is written is what is run."""
+    input_shape = (3, preprocessing.crop, preprocessing.crop)
+    architecture = Architecture(
+        model_type=model_type_of(name),
+        base={"name": name},
+        num_classes=len(class_names),
+        class_names=class_names,
+        input_shape=input_shape,
+        output_shape=(len(class_names),),
+        preprocessing=preprocessing,
+        layers=describe_layers(module, input_shape),
+    )
+    rebuilt = build_model(architecture.to_dict())
+    rebuilt.load_state_dict(module.state_dict())
+    return Classifier(rebuilt.eval(), architecture)
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], file: Path, num_classes: int) -> None:
+    """Load `state` into `module`. Raises ModelError that names the first tensor that doesn't fit."""
+    own = module.state_dict()
+    last = list(own)[-1]
+    if last in state and state[last].shape[:1] != (num_classes,) and own[last].shape[:1] == (num_classes,):
+        raise ModelError(
+            f"{file} is for {state[last].shape[0]} classes ({last}); the data have {num_classes}.",
+            "Give the data that the weights were trained on with --data.",
+        )
+    for key in own:
+        if key not in state and not key.endswith("num_batches_tracked"):
+            raise ModelError(f"{file} lacks the tensor {key}.", "Name the network that these weights belong to.")
+        if key in state and state[key].shape != own[key].shape:
+            raise ModelError(
+                f"{file}: {key} has shape {tuple(state[key].shape)}, the network wants {tuple(own[key].shape)}.",
+                "Name the network that these weights belong to.",
+            )
+    unknown = [key for key in state if key not in own]
+    if unknown:
+        raise ModelError(
+            f"{file}: {unknown[0]} is not in the network.", "Name the network that these weights belong to."
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
+    """ImageNet's weights; the classifier stays random where the number of classes differs."""
+    own = module.state_dict()
+    state = pretrained_state(name)
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    module.load_state_dict(fitting, strict=False)
+    if len(fitting) < len(state):
+        log.info("ImageNet's 1000 classes are not the data's %d: the classifier starts from random.", num_classes)
+
+
+def _reject_weights(options: ModelOptions) -> None:
+    if options.weights is not None or options.pretrained:
+        given = "--weights" if options.weights is not None else "--pretrained"
+        raise UsageError(
+            f"{given} goes with a named model; {options.model} is a model folder with weights of its own.",
+            f"Leave {given} out, or name a torchvision model such as {model_names()[0]}.",
+        )

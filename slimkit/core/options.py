@@ -1,0 +1,146 @@
+"""What each stage can be told: the options of the commands, and the sections of a recipe, with their defaults."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+Scheme = Literal["static", "dynamic"]
+Importance = Literal["error", "l1", "l2", "bn_scale", "taylor", "fpgm", "random"]
+Scope = Literal["local", "global", "isomorphic"]
+Target = Literal["fp32", "int8"]
+
+DEFAULT_RATE = 0.3  # of a pruning that is given no budget
+Calibration = Literal["minmax", "percentile", "mse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Shared by every stage that makes a model."""
+
+    data: str | None = (
+        None  # folder, .zip, or the name of a data set; None: what the model was made with, else digits100
+    )
+    image_size: int | None = None  # pixels; None: what the model or the data set wants, else 224
+    resize: int | None = None  # pixels of the shorter side; None: 256/224 of the image size
+    force: bool = False  # replace what is there
+    device: Device = "auto"
+    seed: int = 0
+    threads: int | None = None  # of this process; None: as torch chooses
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CommonOptions):
+    """Shared by every stage that starts from a model."""
+
+    model: str
+    weights: Path | None = None  # a plain state dict for a named model
+    pretrained: bool = False  # torchvision's ImageNet weights for a named model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ModelOptions):
+    """`slimkit train`."""
+
+    model: str = "resnet18"
+    output: Path = Path("runs/train")
+    width: int | None = None  # of slimresnet18's first layer
+    epochs: int | None = None  # None: enough for the data set (stated in the log)
+    batch_size: int = 128
+    optimizer: Optimizer = "adamw"
+    lr: float | None = None  # peak learning rate; None: the optimizer's usual one
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(ModelOptions):
+    """`slimkit prune`."""
+
+    model: str = "runs/train"
+    output: Path = Path("runs/prune")
+    # the budget: one of these five; none of them: the rate DEFAULT_RATE
+    rate: float | None = None  # share of the channels to lose
+    macs: float | None = None  # up to 1: the share to keep; else a number
+    params: float | None = None  # up to 1: the share to keep; else a number
+    latency: str | None = None  # of a batch on this CPU, with a unit: 4ms
+    max_drop: float | None = None  # points of top-1 accuracy on held-out training images
+    target: Target = "fp32"  # what the latency is measured in, and widths are rounded for
+    batch_size: int = 1  # of the latency
+    importance: Importance = "error"
+    scope: Scope = "global"
+    max_rate: float = 0.9  # of a group's channels, where groups are ranked together
+    round_to: str = "auto"  # widths are multiples of it; none; auto: of the kernels' step on this CPU
+    reconstruct: bool = True  # solve every layer anew after the cut
+    reconstruction_images: int = 4096
+    calibration_images: int = 2048  # training images for the recalibration of BatchNorm, where nothing is reconstructed
+    finetune_epochs: int = 0  # after the repair; for --max-drop of every network that is tried
+    sensitivity: bool = False  # prune nothing: report what each group would cost and save
+    use_sensitivity: Path | None = None  # the JSON of such a report, for the choice of widths under --latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(ModelOptions):
+    """`slimkit distill`."""
+
+    model: str = "runs/prune"
+    output: Path = Path("runs/distill")
+    teacher: str | None = None  # model folder or name; None: the model that the student was cut from
+    teacher_weights: Path | None = None
+    epochs: int = 5
+    batch_size: int = 128
+    optimizer: Optimizer = "adam"
+    lr: float = 0.001
+    weight_decay: float = 0.0
+    temperature: float = 4.0
+    alpha: float = 0.9  # weight of the teacher's loss; the labels' has 1 - alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(ModelOptions):
+    """`slimkit quantize`."""
+
+    model: str = "runs/distill"
+    output: Path = Path("submission")
+    scheme: Scheme = "static"
+    calibration: Calibration = "mse"  # how a range is chosen from the values seen; see `observe_ranges`
+    calibration_images: int = 512
+    weight_bits: int = 8  # 8, or 4 for all layers but the first and the last
+    portable: bool = False  # weights of 7 bits, whose sums can't saturate on x86 CPUs without VNNI
+    qat_epochs: int = 0  # of fine-tuning through the rounding
+    max_drop: float | None = None  # points of accuracy on the held-out images; layers stay in float to keep to it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ModelOptions):
+    """`slimkit export`."""
+
+    model: str = "submission"
+    output: Path = Path("model.onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ModelOptions):
+    """`slimkit benchmark`."""
+
+    model: str = "submission"
+    baseline: str | None = None  # None: the model it came from, where that can be found
+    onnx: bool = True  # time the ONNX export in ONNX Runtime too, and compare its logits
+    batch_size: int = 1
+    runs: int = 100
+    output: Path = Path("benchmark.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(ModelOptions):
+    """`slimkit score`."""
+
+    model: str = "submission"
+    baseline: str | None = None  # None: the model it came from, where that can be found
+    baseline_size: float | None = None  # MB
+    baseline_latency: float | None = None  # ms
+    baseline_accuracy: float | None = None  # %
+    min_accuracy: float | None = None  # %; None: 95 % of the baseline's
+    runs: int = 100
+    output: Path = Path("results.json")

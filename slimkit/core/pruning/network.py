@@ -1,0 +1,41 @@
+"""Getting a network ready to be looked at: where it can be run fast, and as a graph."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from slimkit.core.errors import ModelError
+
+SMALL = 64  # pixels
+
+
+def small_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a small image that most networks take which take images of `input_shape` (channels, ...)."""
+    return input_shape[0], *(min(size, SMALL) for size in input_shape[1:])
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """The network in float32 on the CPU: itself, or a copy where it isn't there."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
+        return module
+    return copy.deepcopy(module).cpu().float()
+
+
+def trace_graph(module: nn.Module) -> GraphModule:
+    """The network as torch.fx traces it, with the layers shared. Raises ModelError where it can't be traced."""
+    try:
+        return torch.fx.symbolic_trace(module)
+    except Exception as error:  # the network's own code runs here, and may raise anything
+        raise ModelError(
+            f"{type(module).__name__} can't be traced: {first_line(error)}",
+            "Let its forward() not depend on the values of tensors.",
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the network's own code says, short enough to be quoted."""
+    return (str(error) or type(error).__name__).splitlines()[0]

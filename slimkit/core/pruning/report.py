@@ -1,0 +1,75 @@
+"""What a pruning did: the cut network with the figures and the proof of it."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from slimkit.core.folder import Classifier
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a network is."""
+
+    macs: int  # multiply-adds for one image
+    parameters: int
+    bytes: int  # of its state dict
+
+
+@dataclass(frozen=True)
+class GroupCut:
+    """What became of one group."""
+
+    layers: tuple[str, ...]  # those that make its channels
+    width_before: int
+    width: int
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What was asked for, what was done, and the proof of it."""
+
+    asked: float  # share of the channels of each group
+    reached: float  # share of the parameters
+    before: Extent
+    after: Extent
+    groups: tuple[GroupCut, ...]
+    whole: dict[str, str]  # each layer that keeps all its channels, or some by force: why
+    difference: float  # between the logits of the cut network and the masked original, relative; before the repair
+    reconstructed_images: int  # 0: the layers have the weights of the uncut network
+    recalibrated_images: int  # 0: BatchNorm has the statistics of the uncut network
+
+    @property
+    def repair(self) -> str:
+        """What was done about the error of the cut, as a sentence."""
+        if self.reconstructed_images:
+            return f"Every layer was solved anew, and BatchNorm measured anew, on {self.recalibrated_images} images."
+        if self.recalibrated_images:
+            return f"BatchNorm was measured anew on {self.recalibrated_images} images; the weights are the old ones."
+        return "Nothing was repaired, for want of images: weights and BatchNorm's statistics are the old ones."
+
+
+@dataclass(frozen=True)
+class PrunedModule:
+    """A user's own network, cut."""
+
+    module: nn.Module
+    report: PruneReport
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A classifier, cut."""
+
+    classifier: Classifier
+    report: PruneReport
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, a sentence each."""
+        return (
+            f"Proof: the logits differ by {self.report.difference:.1e} (relative) from the original with the same "
+            "channels masked.",
+            self.report.repair,
+            *(f"{layer} stays whole: {reason}." for layer, reason in self.report.whole.items()),
+        )

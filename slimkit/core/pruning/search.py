@@ -1,0 +1,295 @@
+"""The search for a cut that keeps to a budget, on one classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimkit.core.data import Batches, CalibrationBatches, Images, ImageSet, label_map
+from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.folder import Classifier
+from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.measure.latency import Target, measure_latencies
+from slimkit.core.models.describe import describe_layers
+from slimkit.core.models.resolve import materialize
+from slimkit.core.options import PruneOptions
+from slimkit.core.progress import Progress
+from slimkit.core.pruning.allocation import allocate, channel_macs, least_important
+from slimkit.core.pruning.budgets import (
+    MOST,
+    Budget,
+    Chosen,
+    Point,
+    fit_accuracy,
+    fit_latency,
+    fit_severity,
+    missed,
+    narrow_down,
+    spend_rest,
+)
+from slimkit.core.pruning.groups import Grouping, find_groups, merge_cuts
+from slimkit.core.pruning.importance import score_groups
+from slimkit.core.pruning.latency_table import LatencyTable
+from slimkit.core.pruning.prune import Plan, carry_out
+from slimkit.core.pruning.report import PruneResult
+from slimkit.core.pruning.rounding import steps_of
+from slimkit.core.pruning.sensitivity import accuracy_lost, read_sensitivity
+from slimkit.core.pruning.shapes import Cost, Shapes, Widths
+from slimkit.core.pruning.surgery import cut_layers
+from slimkit.core.quantization import quantize
+
+SEARCH_RUNS, FINAL_RUNS = 50, 100  # timed runs of a network
+MOVES = 16  # steps, about, in which a latency budget narrows a group
+
+Finetune = Callable[[Classifier], Classifier]  # trains in place and records it
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A classifier that was pruned to a budget."""
+
+    result: PruneResult
+    budget: Budget
+    latency: tuple[float, float] | None  # ms before and after, where the budget is one
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What was asked for and reached, as flat JSON values."""
+        report = self.result.report
+        latency = {"latency_before": self.latency[0], "latency": self.latency[1]} if self.latency else {}
+        return {
+            "budget": str(self.budget),
+            "rate_asked": report.asked,
+            "rate_reached": report.reached,
+            "parameters_before": report.before.parameters,
+            "macs_before": report.before.macs,
+            "bytes_before": report.before.bytes,
+            "bytes": report.after.bytes,
+            "proof_difference": report.difference,
+            **latency,
+        }
+
+
+@dataclass(frozen=True)
+class Search:
+    """A classifier, and what the searches for a budget ask of it."""
+
+    classifier: Classifier
+    data: ImageSet
+    options: PruneOptions
+    finetune: Finetune | None
+    progress: Progress
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """What can be cut. Raises ModelError where that is nothing."""
+        grouping = find_groups(self.classifier.module, self.input_shape)
+        if not grouping.groups:
+            layer, reason = next(iter(grouping.whole.items()), ("The network", "it has no layers of channels"))
+            raise ModelError(f"Nothing can be cut out of this network. {layer}: {reason}.", "Prune another network.")
+        return grouping
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image."""
+        return self.classifier.architecture.input_shape
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The costs of all widths."""
+        return Shapes(self.classifier.module, self.grouping.groups, self.input_shape)
+
+    @property
+    def whole(self) -> Cost:
+        """Of the uncut network."""
+        return self.shapes.cost(self.shapes.full)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The training images of the repair."""
+        options = self.options
+        count = options.reconstruction_images if options.reconstruct else options.calibration_images
+        return CalibrationBatches(self.data.train, self.data.preprocessing, count, options.seed)
+
+    @cached_property
+    def scores(self) -> tuple[Tensor, ...]:
+        """Of the channels of each group."""
+        return score_groups(self.classifier.module, self.grouping.groups, self.options.importance, self.batches)
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """What the width of each group is a multiple of."""
+        return steps_of(self.options.round_to, self.shapes.full, self.options.target)
+
+    def choose(self, severity: float, *, rounded: bool = True) -> Chosen:
+        """The channels that go at a severity; none at 0."""
+        if severity == 0:
+            return tuple(torch.empty(0, dtype=torch.int64) for _ in self.grouping.groups)
+        by_error = self.options.importance == "error"
+        return allocate(
+            self.classifier.module,
+            self.grouping.groups,
+            self.scores,
+            severity,
+            scope=self.options.scope,
+            max_rate=self.options.max_rate,
+            round_to=self.steps if rounded else None,
+            costs=channel_macs(self.classifier.module, self.grouping.groups, self.input_shape) if by_error else None,
+        )
+
+    def cost(self, chosen: Chosen) -> Cost:
+        """Of what is left."""
+        return self.shapes.cost(self.widths(chosen))
+
+    def widths(self, chosen: Chosen) -> Widths:
+        """Of what is left."""
+        return tuple(full - len(lost) for full, lost in zip(self.shapes.full, chosen, strict=True))
+
+    # The searches
+
+    def to_rate(self, rate: float) -> Chosen:
+        """What has as many parameters, at most, as the network that loses this share of its channels unrounded."""
+        exact = self.choose(rate, rounded=False)
+        if set(self.steps) == {1}:
+            return exact
+        limit = self.cost(exact).parameters
+        smallest = self.choose(MOST)
+        if self.cost(smallest).parameters > limit:  # a rate is no promise: the rounding keeps what it must
+            return smallest
+        return self._fit(lambda chosen: self.cost(chosen).parameters, limit, "parameters")
+
+    def to_cost(self, budget: Budget) -> Chosen:
+        """What keeps to a budget of MACs or parameters."""
+        what = "MACs" if budget.kind == "macs" else "parameters"
+        return self._fit(lambda chosen: int(getattr(self.cost(chosen), budget.kind)), budget.amount, what)
+
+    def _fit(self, cost: Callable[[Chosen], float], limit: float, what: str) -> Chosen:
+        within, beyond = fit_severity(self.choose, cost, limit, what=what)
+        return spend_rest(within, beyond, cost, limit)
+
+    def to_latency(self, budget: Budget) -> Pruned:
+        """Narrow groups by what they lose for a ms saved, until the whole network, measured, is fast enough."""
+        timings: list[float] = []
+
+        def measure(point: Point) -> float:
+            timings.append(self.measure(self._cut(point.widths), SEARCH_RUNS))
+            return timings[-1]
+
+        point = fit_latency(self._path(), measure, budget.amount)
+        pruned = self.finish(budget, self._narrowed(point.widths))
+        after = self.measure(pruned.result.classifier, FINAL_RUNS)
+        if after > budget.amount:  # a passing load on the machine is no reason to throw the repair away
+            after = self.measure(pruned.result.classifier, FINAL_RUNS)
+        if after > budget.amount:
+            raise missed("ms", budget.amount, min(timings), timings[0], after)
+        return dataclasses.replace(pruned, latency=(timings[0], after))
+
+    def latency_table(self) -> LatencyTable:
+        """Predictions for the target on this CPU."""
+        options = self.options
+        return LatencyTable(
+            self.classifier.module,
+            self.shapes,
+            self.input_shape,
+            options.target,
+            threads=options.threads,
+            batch_size=options.batch_size,
+            progress=self.progress,
+        )
+
+    def _path(self) -> tuple[Point, ...]:
+        table, full = self.latency_table(), self.shapes.full
+        steps = [step * max(1, width // (MOVES * step)) for step, width in zip(self.steps, full, strict=True)]
+        least = [
+            max(step, width - int(self.options.max_rate * width)) for step, width in zip(self.steps, full, strict=True)
+        ]
+        return narrow_down(full, steps, least, self._loss(), table.ms, table.ms_saved)
+
+    def _loss(self) -> Callable[[int, int], float]:
+        """What is lost by the time that a group has so many channels: accuracy where it was measured, or scores."""
+        if self.options.use_sensitivity is not None:
+            names = [group.makers(self.classifier.module)[0].layer for group in self.grouping.groups]
+            return accuracy_lost(read_sensitivity(self.options.use_sensitivity), names, self.shapes.full)
+        return score_lost(self.scores, one_unit=self.options.importance == "error")
+
+    def to_accuracy(self, budget: Budget) -> Pruned:
+        """The most severe cut that, repaired and fine-tuned, loses no more than the budget on held-out images."""
+        wanted = self.accuracy(self.classifier) - budget.amount
+
+        def try_out(chosen: Chosen) -> tuple[Pruned | None, float]:
+            if not any(len(lost) for lost in chosen):
+                return None, float("inf")
+            pruned = self.finish(budget, chosen)
+            return pruned, self.accuracy(pruned.result.classifier)
+
+        return fit_accuracy(self.choose, try_out, wanted, self.progress)
+
+    # Networks
+
+    def finish(self, budget: Budget, chosen: Chosen) -> Pruned:
+        """Cut, prove, repair, fine-tune and record. Raises UsageError where nothing is chosen."""
+        lost = sum(len(channels) for channels in chosen)
+        if not lost:
+            raise UsageError(
+                f"The {budget} takes no channel away: widths are made multiples of {sorted(set(self.steps))}.",
+                "Ask for more, or give --round-to none.",
+            )
+        options = self.options
+        asked = budget.amount if budget.kind == "rate" else lost / sum(self.shapes.full)
+        plan = Plan(self.grouping, chosen, asked, step=f"prune ({options.importance}, {budget})")
+        result = carry_out(
+            self.classifier, plan, batches=self.batches, reconstruct=options.reconstruct, progress=self.progress
+        )
+        architecture = result.classifier.architecture
+        detail = {"stage": "prune", "budget": str(budget), **dataclasses.asdict(result.report)}
+        details = (*architecture.training_details, detail)
+        made = Classifier(result.classifier.module, dataclasses.replace(architecture, training_details=details))
+        if self.finetune is not None:
+            made = self.finetune(made)
+        return Pruned(dataclasses.replace(result, classifier=made), budget, None)
+
+    def accuracy(self, classifier: Classifier, images: Images | None = None) -> float:
+        """Top-1 % on images; None: all that are held out of the training data."""
+        classes = label_map(classifier.architecture.class_names, self.data.class_names)
+        held_out = self.data.holdout if images is None else images
+        return evaluate(classifier.module, held_out, self.data.preprocessing, label_map=classes).top1
+
+    def measure(self, classifier: Classifier, runs: int) -> float:
+        """The median latency in ms, in the target's arithmetic, alone in a process."""
+        if self.options.target == "int8":  # the weights' values make no difference to the time
+            images = torch.rand(2, *self.input_shape)
+            classifier = quantize(classifier, scheme="static", calibration=[images]).classifier
+        with materialize(dataclasses.replace(classifier, folder=None)) as folder:
+            return measure_latencies(
+                [Target(folder)], runs=runs, batch_size=self.options.batch_size, threads=self.options.threads
+            )[0].median
+
+    def _narrowed(self, widths: Sequence[int]) -> Chosen:
+        return tuple(
+            least_important(scores, len(scores) - width) for scores, width in zip(self.scores, widths, strict=True)
+        )
+
+    def _cut(self, widths: Sequence[int]) -> Classifier:
+        """A network of these widths, for its time alone: neither proven nor repaired."""
+        architecture = self.classifier.architecture
+        module = cut_layers(self.classifier.module, merge_cuts(self.grouping.groups, self._narrowed(widths)))
+        layers = describe_layers(module, self.input_shape)
+        return Classifier(module, dataclasses.replace(architecture, layers=layers))
+
+
+def score_lost(scores: Sequence[Tensor], *, one_unit: bool) -> Callable[[int, int], float]:
+    """lost(group, width): the scores (float [full width] for each group) that are gone when so many channels are left.
+
+    one_unit: whether the scores of all groups are in one unit; otherwise those of each are relative to their mean.
+    """
+    sums = [
+        torch.cat([torch.zeros(1), (values if one_unit else values / values.mean()).sort().values.cumsum(0)]).tolist()
+        for values in scores
+    ]
+    return lambda group, width: float(sums[group][len(sums[group]) - 1 - width])

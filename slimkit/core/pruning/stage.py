@@ -1,0 +1,103 @@
+"""What `slimkit prune` does: a classifier cut to a budget, or the report on its groups' sensitivity."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from slimkit.core.data import CalibrationBatches, Images, ImageSet
+from slimkit.core.errors import UsageError
+from slimkit.core.folder import Classifier
+from slimkit.core.options import DEFAULT_RATE, PruneOptions
+from slimkit.core.progress import Progress, silent
+from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
+from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Pruned, Search
+from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
+from slimkit.core.pruning.shapes import Cost
+
+SENSITIVITY_IMAGES, SENSITIVITY_CALIBRATION = 1000, 512  # for each group and rate
+
+
+def prune_to_budget(
+    classifier: Classifier,
+    data: ImageSet,
+    options: PruneOptions,
+    finetune: Finetune | None = None,
+    progress: Progress = silent,
+) -> Pruned:
+    """Cut `classifier` so that it keeps to the one budget of `options`, and record what was done.
+
+    finetune: trains what was cut and repaired; with --max-drop every network that is tried.
+    Raises UsageError for budgets that make no sense, MissedError for one that can't be kept.
+    """
+    search = Search(classifier, data, options, finetune, progress)
+    budget = budget_of(options, search.whole)
+    if budget.kind == "latency":
+        return search.to_latency(budget)
+    if budget.kind == "max_drop":
+        return search.to_accuracy(budget)
+    chosen = search.to_rate(budget.amount) if budget.kind == "rate" else search.to_cost(budget)
+    return search.finish(budget, chosen)
+
+
+def measure_sensitivity(
+    classifier: Classifier, data: ImageSet, options: PruneOptions, progress: Progress = silent
+) -> Sensitivity:
+    """What each group alone would cost and save. Nothing is cut for good."""
+    search = Search(classifier, data, options, None, progress)
+    held_out = _sample(data.holdout, SENSITIVITY_IMAGES)
+    table = search.latency_table()
+    latency = search.measure(classifier, FINAL_RUNS)
+    scale = latency / table.ms(search.shapes.full)
+    calibration = min(SENSITIVITY_CALIBRATION, options.calibration_images)
+    entries = measure_groups(
+        classifier.module,
+        search.grouping,
+        search.scores,
+        search.shapes,
+        ms=lambda widths: scale * table.ms(widths),
+        accuracy=lambda module: search.accuracy(dataclasses.replace(classifier, module=module), held_out),
+        batches=CalibrationBatches(data.train, data.preprocessing, calibration, options.seed),
+        input_shape=search.input_shape,
+        progress=progress,
+    )
+    return Sensitivity(
+        model=options.model,
+        accuracy=search.accuracy(classifier, held_out),
+        images=len(held_out),
+        latency=latency,
+        target=options.target,
+        macs=search.whole.macs,
+        bytes=search.whole.bytes,
+        entries=entries,
+    )
+
+
+def budget_of(options: PruneOptions, whole: Cost) -> Budget:
+    """The one budget that `options` give for a network of the cost `whole`. Raises UsageError."""
+    given = [name for name in ("rate", "macs", "params", "latency", "max_drop") if getattr(options, name) is not None]
+    if len(given) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{flags} are several budgets.", "Give one of them.")
+    if options.macs is not None:
+        return Budget("macs", absolute("macs", options.macs, whole.macs))
+    if options.params is not None:
+        return Budget("parameters", absolute("params", options.params, whole.parameters))
+    if options.latency is not None:
+        return Budget("latency", parse_latency(options.latency))
+    if options.max_drop is not None:
+        if not 0 <= options.max_drop < 100:
+            raise UsageError(f"--max-drop {options.max_drop:g} is no drop.", "Give points of top-1, such as 1.0.")
+        return Budget("max_drop", options.max_drop)
+    rate = DEFAULT_RATE if options.rate is None else options.rate
+    if not 0 < rate < 1:
+        raise UsageError(f"The pruning rate {rate:g} is not 0 < rate < 1.", "Give a share such as 0.3.")
+    return Budget("rate", rate)
+
+
+def _sample(images: Images, count: int) -> Images:
+    """Up to `count` of the images, evenly from all of them."""
+    count = min(count, len(images))
+    places = torch.arange(count) * len(images) // max(1, count)
+    return dataclasses.replace(images, positions=images.positions[places])

@@ -1,0 +1,276 @@
+"""From a float classifier to an int8 one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimkit.core.architecture import Architecture, Layer
+from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.folder import Classifier
+from slimkit.core.progress import Progress, silent
+from slimkit.core.quantization.calibrate import Method, Range, observe_means, observe_ranges, scale_and_zero_point
+from slimkit.core.quantization.lowering import (
+    PASSING,
+    WEIGHTED,
+    Operation,
+    assign_codes,
+    attribute_at,
+    fuse_sums,
+    lower,
+    scale_owners,
+)
+from slimkit.core.quantization.weights import batch_norm_as_affine, fold_batch_norm, pack, quantize_weight, unpack
+from slimkit.standalone.model import build_model
+
+Scheme = Literal["static", "dynamic"]
+VARY_WITHIN = {  # beyond, these functions change by less than the width of a code, so none is spent there
+    "functional.hardsigmoid": (-3.0, 3.0),
+    "functional.hardswish": (-3.0, math.inf),
+    "functional.sigmoid": (-7.0, 7.0),
+    "functional.silu": (-8.0, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """An int8 classifier, and what was left in float."""
+
+    classifier: Classifier
+    notes: tuple[str, ...]  # each layer that computes in float, and why
+
+
+def quantize(
+    classifier: Classifier,
+    *,
+    scheme: Scheme,
+    calibration: Iterable[Tensor] | None,
+    method: Method = "mse",
+    keep_float: Collection[str] = (),
+    four_bit: Collection[str] = (),
+    weights: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    progress: Progress = silent,
+) -> QuantizeResult:
+    """Make every Conv2d and Linear of a float classifier int8; weights get a scale per output channel.
+
+    scheme: "static" keeps uint8 between the layers, in ranges found on `calibration`; "dynamic" takes the range of each
+        layer's input at run time, per image, and needs no images.
+    calibration: batches of normalized float32 images [n, 3, h, w] from the training data.
+    method: how a range is chosen from what calibration saw: see `observe_ranges`.
+    keep_float: names of layers that stay in float.
+    four_bit: names of layers whose weights get 4 bits, from -7 to 7, stored two to a byte.
+    weights: for layers by name, weights that are rounded already: int8 codes [out, in / groups, ...] and float32 scale
+        [out], of the weight that `folded_layers` gives.
+    Raises UsageError without calibration images for "static", ModelError for a model that is int8 already, or whose
+    numbers are not finite.
+    """
+    if classifier.architecture.is_quantized:
+        raise ModelError("The model is int8 already.", "Quantize the float model that it was made from.")
+    traced, operations = lower(classifier.module.eval(), classifier.architecture.input_shape)
+    batches = list(calibration or ())
+    if scheme == "static" and not sum(len(batch) for batch in batches):
+        raise UsageError("Static quantization needs calibration images.", "Give some, or use --scheme dynamic.")
+    if scheme == "static":
+        operations = assign_codes(operations, keep_float)
+    else:
+        operations = fuse_sums(operations)
+        operations = [replace(o, is_float=o.name in keep_float or o.type not in WEIGHTED) for o in operations]
+    state = _weights(operations, four_bit, weights or {}) | _other_numbers(operations, traced)
+    if scheme == "static":
+        ranges = observe_ranges(traced, _nodes_with_ranges(operations), batches, method, progress)
+        state |= _output_scales(operations, ranges)
+        _correct_biases(traced, operations, state, batches, progress)
+        _round_biases(operations, state)
+    architecture = _architecture(classifier.architecture, operations, state, scheme, four_bit)
+    return QuantizeResult(Classifier(_build(architecture, state), architecture, None), _notes(operations, scheme))
+
+
+def _notes(operations: list[Operation], scheme: Scheme) -> tuple[str, ...]:
+    """What computes in float, though the scheme would have it in int8."""
+    kept = [
+        f"{o.name} ({o.type}) stays in float: it was asked for."
+        for o in operations
+        if o.is_float and o.type in WEIGHTED
+    ]
+    functions = [o for o in operations if o.type == "Function" and scheme == "static"]
+    return (*kept, *(f"{o.name} ({o.options['function']}) computes in float: it has no int8 form." for o in functions))
+
+
+def folded_layers(classifier: Classifier) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weight [out, in / groups, ...] and bias [out], float64, that `quantize` rounds for each Conv2d and Linear."""
+    _, operations = lower(classifier.module.eval(), classifier.architecture.input_shape)
+    return {o.name: fold_batch_norm(o.module, o.batch_norm) for o in operations if o.module and o.type in WEIGHTED}
+
+
+def _nodes_with_ranges(operations: list[Operation]) -> list[fx.Node]:
+    return [o.node for o in operations if _has_scale(o)]
+
+
+def _has_scale(operation: Operation) -> bool:
+    return operation.gives_codes and operation.type not in PASSING
+
+
+def _output_scales(operations: list[Operation], ranges: dict[fx.Node, Range]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    owners = scale_owners(operations)
+    for operation in filter(_has_scale, operations):
+        sharing = [
+            _needed(o, operations, ranges[o.node])
+            for o in operations
+            if _has_scale(o) and owners[o.name] == owners[operation.name]
+        ]
+        scale, zero_point = scale_and_zero_point(min(low for low, _ in sharing), max(high for _, high in sharing))
+        state[f"{operation.name}.output_scale"] = torch.tensor(scale)
+        state[f"{operation.name}.output_zero_point"] = torch.tensor(zero_point, dtype=torch.uint8)
+    return state
+
+
+def _needed(operation: Operation, operations: list[Operation], span: Range) -> Range:
+    """The part of a range that is not all alike to the functions that read it."""
+    readers = [o.options.get("function") for o in operations if operation.name in o.inputs]
+    if not readers or not all(function in VARY_WITHIN for function in readers):
+        return span
+    lows, highs = zip(*(VARY_WITHIN[str(function)] for function in readers), strict=True)
+    return max(span[0], min(lows)), min(span[1], max(highs))
+
+
+def _correct_biases(
+    traced: fx.GraphModule,
+    operations: list[Operation],
+    state: dict[str, Tensor],
+    batches: list[Tensor],
+    progress: Progress,
+) -> None:
+    """Give each bias what rounding the weights took from the mean of its channel (Nagel et al. 2019)."""
+    nodes = {"input": next(iter(traced.graph.nodes))} | {o.name: o.node for o in operations}
+    layers = [o for o in operations if o.type in WEIGHTED and not o.is_float and "dimensions" not in o.options]
+    means = observe_means(traced, {nodes[o.inputs[0]] for o in layers}, batches, progress)
+    for operation in layers:
+        name, mean = operation.name, means[nodes[operation.inputs[0]]]
+        assert operation.module is not None
+        weight, _ = fold_batch_norm(operation.module, operation.batch_norm)
+        codes = unpack(state[f"{name}.weight"], weight.shape)
+        lost = weight.cpu() - codes * state[f"{name}.weight_scale"].double().view(-1, *[1] * (weight.ndim - 1))
+        lost = lost.flatten(2).sum(2) if lost.ndim > 2 else lost  # [out, in / groups]
+        groups = mean.numel() // lost.shape[1]
+        inputs = mean.view(groups, -1).repeat_interleave(len(lost) // groups, 0)  # [out, in / groups]
+        state[f"{name}.bias"] = (state[f"{name}.bias"] + (lost * inputs).sum(1)).float()
+
+
+def _round_biases(operations: list[Operation], state: dict[str, Tensor]) -> None:
+    """Round each bias to a multiple of the sums' scale, so that runtimes that add it as an integer answer alike."""
+    owners = scale_owners(operations)
+    scales = {owners[o.name]: state[f"{o.name}.output_scale"] for o in operations if _has_scale(o)}
+    for operation in operations:
+        if operation.type in WEIGHTED and not operation.is_float:
+            step = (scales[owners[operation.inputs[0]]] * state[f"{operation.name}.weight_scale"]).double()
+            state[f"{operation.name}.bias"] = ((state[f"{operation.name}.bias"] / step).round() * step).float()
+
+
+def _other_numbers(operations: list[Operation], traced: fx.GraphModule) -> dict[str, Tensor]:
+    """Of BatchNorm that no convolution took in, and of constants."""
+    state: dict[str, Tensor] = {}
+    for operation in operations:
+        if isinstance(operation.module, nn.BatchNorm2d):
+            scale, shift = batch_norm_as_affine(operation.module)
+            state[f"{operation.name}.weight"], state[f"{operation.name}.bias"] = (
+                scale.cpu().float(),
+                shift.cpu().float(),
+            )
+        elif operation.type == "Constant":
+            state[f"{operation.name}.value"] = attribute_at(traced, str(operation.node.target)).detach().cpu().float()
+    return state
+
+
+def _weights(
+    operations: list[Operation], four_bit: Collection[str], given: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for operation in operations:
+        if operation.type not in WEIGHTED:
+            continue
+        assert operation.module is not None
+        name = operation.name
+        weight, bias = fold_batch_norm(operation.module, operation.batch_norm)
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ModelError(f"Layer {name!r} has weights that are not finite.", "Train the model again.")
+        state[f"{name}.bias"] = bias.cpu().float()
+        if operation.is_float:
+            state[f"{name}.weight"] = weight.cpu().float()
+            continue
+        codes, scale = given[name] if name in given else quantize_weight(weight.cpu(), 4 if name in four_bit else 8)
+        state[f"{name}.weight"] = pack(codes) if name in four_bit else codes
+        state[f"{name}.weight_scale"] = scale
+    return state
+
+
+def _build(architecture: Architecture, state: dict[str, Tensor]) -> nn.Module:
+    network = build_model(architecture.to_dict())
+    network.load_state_dict(state)
+    return network
+
+
+def _architecture(
+    before: Architecture,
+    operations: list[Operation],
+    state: dict[str, Tensor],
+    scheme: Scheme,
+    four_bit: Collection[str],
+) -> Architecture:
+    floats = {layer.name: layer for layer in before.layers}
+    layers = tuple(
+        _layer(operation, floats.get(operation.name), state, _quantization(operation, scheme, four_bit))
+        for operation in operations
+    )
+    steps = (*before.compression_steps, f"quantize ({scheme} int8)")
+    return dataclasses.replace(before, layers=layers, compression_steps=steps)
+
+
+def _layer(
+    operation: Operation, before: Layer | None, state: dict[str, Tensor], quantization: dict[str, Any] | None
+) -> Layer:
+    """The entry of `operation` in the architecture; `before` is its entry in the float one."""
+    tensors = [tensor for key, tensor in state.items() if key.rpartition(".")[0] == operation.name]
+    return Layer(
+        name=operation.name,
+        type=f"Quantized{operation.type}" if quantization and operation.type in WEIGHTED else operation.type,
+        inputs=operation.inputs,
+        activation=operation.activation,
+        options=operation.options or None,
+        width_before=before.width_before if before else None,
+        macs=before.macs if before else 0,
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        quantization=quantization,
+        **_geometry(operation.module),
+    )
+
+
+def _quantization(operation: Operation, scheme: Scheme, four_bit: Collection[str]) -> dict[str, Any] | None:
+    """How a layer is quantized; None where it computes in float."""
+    if operation.is_float:
+        return None
+    entry: dict[str, Any] = {"scheme": scheme}
+    if operation.type in WEIGHTED:
+        bits = 4 if operation.name in four_bit else 8
+        entry |= {"weight_bits": bits, "weight": f"int{bits} per output channel"}
+    entry |= {"activation": "uint8 per tensor" if scheme == "static" else "uint8 per image"}
+    if operation.type not in PASSING:
+        entry["output"] = "uint8 per tensor" if operation.gives_codes else "float32"
+    return entry
+
+
+def _geometry(module: nn.Module | None) -> dict[str, Any]:
+    if isinstance(module, nn.Linear):
+        return {"in_channels": module.in_features, "out_channels": module.out_features, "bias": True}
+    if isinstance(module, nn.Conv2d):
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        return {name: getattr(module, name) for name in names} | {"bias": True}
+    if isinstance(module, nn.BatchNorm2d):
+        return {"in_channels": module.num_features, "out_channels": module.num_features, "bias": True}
+    return {}

@@ -1,0 +1,161 @@
+"""Rounding the weights of a network layer by layer, each on what the layers before it, rounded already, really give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from slimkit.core.progress import Progress
+from slimkit.core.quantization.rounded import RoundedLayer
+from slimkit.core.quantization.rounding import round_by_least_squares
+from slimkit.core.quantization.simulate import Simulation, Weighted
+
+SAMPLES = 2**15  # patches of inputs that a layer's moments are taken from
+RIDGE = 0.1  # of the mean variance: keeps the repair of earlier layers' errors from fitting noise
+
+Values = dict[fx.Node, Tensor]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Means and covariances, over patches, of a layer's inputs x and of what its outputs lack, y."""
+
+    x: Tensor  # [g, d]
+    y: Tensor  # [out]
+    xx: Tensor  # [g, d, d]
+    yx: Tensor  # [g, out / g, d]
+
+
+@torch.no_grad()
+def round_layers(
+    simulation: Simulation, batches: Sequence[Tensor], largest: Mapping[str, int], progress: Progress
+) -> dict[str, RoundedLayer]:
+    """Round the weights of `simulation.layers`, in place, from the first to the last; gives the rounded ones.
+
+    batches: normalized float32 images [n, 3, h, w] each; two values of all of them are held at every place of the
+        network that is still to be read. largest: the largest code, on both sides of 0, of each layer by name.
+
+    A layer's weights are first moved by ridge regression, so that on the inputs that the rounded layers before it give,
+    it gives what the float network does (Li et al. 2025, GPTAQ, arXiv:2504.02692), its residual's error included; then
+    they are rounded by least squares; then its bias takes up what the mean of the outputs still lacks.
+    """
+    walk = _Walk(simulation, batches)
+    done: dict[str, RoundedLayer] = {}
+    with progress("round weights", len(simulation.layers)) as advance:
+        for node in simulation.network.graph.nodes:
+            if node.op == "call_module" and node.target in simulation.layers:
+                name = str(node.target)
+                walk.run_float(node)
+                moments = walk.moments(node, simulation.layers[name], simulation.residuals.get(name))
+                done[name] = _round_layer(simulation.layers[name], moments, largest[name])
+                walk.run_rounded(node)
+                advance(1)
+            elif node.op not in ("placeholder", "output"):
+                walk.run_float(node)
+                walk.run_rounded(node)
+            walk.forget(node)
+    return done
+
+
+class _Walk:
+    """The values of the float network and of the rounded one, for all batches, as far as the walk has come."""
+
+    def __init__(self, simulation: Simulation, batches: Sequence[Tensor]) -> None:
+        nodes = list(simulation.network.graph.nodes)
+        self._interpreter = fx.Interpreter(simulation.network)
+        self._rounding = list(simulation.rounding.values())
+        self._last_use = {source: node for node in nodes for source in node.all_input_nodes}
+        self._values: list[tuple[Values, Values]] = [({nodes[0]: x}, {nodes[0]: x}) for x in batches]
+        self._images = sum(len(x) for x in batches)
+
+    def run_float(self, node: fx.Node) -> None:
+        """Compute `node` in the float network."""
+        for rounding in self._rounding:
+            rounding.enabled = False
+        for values, _ in self._values:
+            self._run(node, values)
+        for rounding in self._rounding:
+            rounding.enabled = True
+
+    def run_rounded(self, node: fx.Node) -> None:
+        """Compute `node` in the rounded network."""
+        for _, values in self._values:
+            self._run(node, values)
+
+    def _run(self, node: fx.Node, values: Values) -> None:
+        self._interpreter.env = values
+        values[node] = self._interpreter.run_node(node)
+
+    def forget(self, node: fx.Node) -> None:
+        """Drop what nothing after `node` reads."""
+        for source in node.all_input_nodes:
+            if self._last_use[source] is node:
+                for pair in self._values:
+                    for values in pair:
+                        del values[source]
+
+    def moments(self, node: fx.Node, layer: Weighted, residual: fx.Node | None) -> _Moments:
+        """The moments of the layer at `node`, which has run in float: x in the rounded network, y = float - rounded."""
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        generator = torch.Generator().manual_seed(0)
+        count, sums, centre = 0, None, None
+        for floats, rounded in self._values:
+            x = rounded[node.all_input_nodes[0]]
+            lacking = floats[node] - layer(x)
+            if residual is not None:
+                lacking += floats[residual] - rounded[residual]
+            patches, outputs = _sample(x, lacking, layer, -(-SAMPLES // self._images), generator)
+            patches = patches.reshape(len(patches), groups, -1).transpose(0, 1)  # [g, n, d]
+            if centre is None:
+                centre = patches.mean(1, keepdim=True)  # near enough to the mean for float32 to hold the variances
+            part = _sum_moments(patches - centre, outputs)
+            sums = part if sums is None else tuple(a + b for a, b in zip(sums, part, strict=True))
+            count += len(outputs)
+        assert sums is not None
+        assert centre is not None
+        x, y, xx, yx = (total / count for total in sums)
+        covariances = xx - x[:, :, None] * x[:, None], yx - y.view(groups, -1, 1) * x[:, None]
+        return _Moments(x + centre[:, 0], y, *covariances)
+
+
+def _sample(x: Tensor, y: Tensor, layer: Weighted, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Up to `count` places per image: the inputs that each is computed from [n, in, ...], and its outputs [n, out]."""
+    if isinstance(layer, nn.Linear):
+        return x, y
+    assert not isinstance(layer.padding, str)  # the lowering lets none pass
+    (pad_y, pad_x), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
+    height, width = layer.kernel_size
+    windows = functional.pad(x, (pad_x, pad_x, pad_y, pad_y))
+    windows = windows.unfold(2, (height - 1) * gap_y + 1, step_y).unfold(3, (width - 1) * gap_x + 1, step_x)
+    windows = windows[..., ::gap_y, ::gap_x]  # [n, in, h', w', kernel height, kernel width], a view
+    places = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:count]
+    rows, columns = places // y.shape[3], places % y.shape[3]
+    return windows[:, :, rows, columns].transpose(1, 2).flatten(0, 1), y[:, :, rows, columns].transpose(1, 2).flatten(
+        0, 1
+    )
+
+
+def _sum_moments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Sums over the patches x [g, n, d] and outputs y [n, out] of x, y, x x^T and y x^T."""
+    by_group = y.view(len(y), len(x), -1).permute(1, 2, 0)  # [g, out / g, n]
+    return x.sum(1), y.sum(0), x.transpose(1, 2) @ x, by_group @ x
+
+
+def _round_layer(layer: Weighted, moments: _Moments, largest: int) -> RoundedLayer:
+    """Round `layer` in place."""
+    groups, size = moments.x.shape
+    weight = layer.weight.detach().view(groups, -1, size)  # [g, out / g, d]
+    variance = moments.xx.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = (RIDGE * variance + 1e-12)[:, None, None] * torch.eye(size)
+    wanted = weight + torch.linalg.solve(moments.xx + ridge, moments.yx, left=False)
+    codes, scale = round_by_least_squares(wanted, moments.xx, -largest, largest)
+    rounded = codes * scale[..., None]
+    assert layer.bias is not None  # folded layers have one
+    bias = layer.bias + moments.y + ((weight - rounded) * moments.x[:, None]).sum(2).flatten()
+    layer.weight.copy_(rounded.view_as(layer.weight))
+    layer.bias.copy_(bias)
+    return RoundedLayer(codes.to(torch.int8).view(layer.weight.shape), scale.flatten(), bias.detach().clone())

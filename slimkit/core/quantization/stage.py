@@ -1,0 +1,139 @@
+"""Quantizing a classifier as the options ask: rounding, fine-tuning, accuracy control, and what is to be said of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+from slimkit.core.data import CalibrationBatches, ImageSet, label_map
+from slimkit.core.errors import UsageError
+from slimkit.core.folder import Classifier
+from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.options import QuantizeOptions
+from slimkit.core.progress import Progress
+from slimkit.core.quantization.control import fewest_in_float, layer_costs
+from slimkit.core.quantization.convert import QuantizeResult, folded_layers, quantize
+from slimkit.core.quantization.layerwise import round_layers
+from slimkit.core.quantization.qat import fine_tune
+from slimkit.core.quantization.rounded import read_rounded, replace_rounded
+from slimkit.core.quantization.saturation import can_saturate, largest_code, portable_weight
+from slimkit.core.quantization.simulate import simulate
+
+ROUNDING_IMAGES = 2048  # training images for the least squares of 4-bit weights
+SEARCH_BATCHES = 4  # of 64 calibration images each, for the search of the costliest layers
+
+
+def quantize_for(
+    classifier: Classifier, data: ImageSet, options: QuantizeOptions, progress: Progress
+) -> QuantizeResult:
+    """Quantize the float `classifier` on training images of `data`, as `options` ask.
+
+    Raises UsageError for options that exclude each other, MissedError where `options.max_drop` can't be kept.
+    """
+    _check(options)
+    maker = _Maker(classifier, data, options, progress)
+    kept: list[str] = []
+    if options.max_drop is not None:
+        kept = fewest_in_float(maker.costly_layers(), maker.drop, options.max_drop)
+    made = maker.make(kept)
+    lost = () if options.max_drop is None else (_say_drop(maker.drop(kept), kept),)
+    return QuantizeResult(made.classifier, (*made.notes, *lost, saturation_note(made.classifier)))
+
+
+def saturation_note(made: Classifier) -> str:
+    """Whether the sums of this int8 classifier can saturate on x86 CPUs without VNNI."""
+    layers = read_rounded(made)
+    odd = [name for name, layer in layers.items() if can_saturate(layer.codes)]
+    if not odd:
+        return "On x86 CPUs without VNNI no 16-bit sum of this model can saturate."
+    return (
+        f"On x86 CPUs without VNNI, 16-bit sums can saturate in {len(odd)} of {len(layers)} layers (first {odd[0]}): "
+        "a runtime that does not guard against it is wrong there. --portable gives weights that can't."
+    )
+
+
+def _say_drop(lost: float, kept: Sequence[str]) -> str:
+    what = f"with {', '.join(kept)} in float" if kept else "with all layers in int8"
+    return f"{lost:.2f} points of accuracy are lost on the held-out images {what}."
+
+
+class _Maker:
+    """Makes int8 classifiers of one float classifier; those made last are kept, as each is asked for twice."""
+
+    def __init__(self, classifier: Classifier, data: ImageSet, options: QuantizeOptions, progress: Progress) -> None:
+        self._classifier, self._data, self._options, self._progress = classifier, data, options, progress
+        self._names = list(folded_layers(classifier))
+        self._made: dict[frozenset[str], QuantizeResult] = {}
+        self._accuracy: float | None = None
+
+    def make(self, kept: Collection[str]) -> QuantizeResult:
+        """The int8 classifier with the layers `kept` in float."""
+        key = frozenset(kept)
+        if key not in self._made:
+            self._made = {key: self._make(kept)}
+        return self._made[key]
+
+    def drop(self, kept: Collection[str]) -> float:
+        """Points of top-1 accuracy that are lost on the held-out images."""
+        if self._accuracy is None:
+            self._accuracy = self._measure(self._classifier)
+        return self._accuracy - self._measure(self.make(kept).classifier)
+
+    def costly_layers(self) -> list[str]:
+        """All layers, the costliest first."""
+        made = self.make(()).classifier
+        batches = list(itertools.islice(self._images(self._options.calibration_images), SEARCH_BATCHES))
+        costs = layer_costs(simulate(self._classifier, made), read_rounded(made), batches, self._progress)
+        return list(costs)
+
+    def _images(self, count: int) -> CalibrationBatches:
+        return CalibrationBatches(self._data.train, self._data.preprocessing, count, self._options.seed)
+
+    def _make(self, kept: Collection[str]) -> QuantizeResult:
+        options = self._options
+        four_bit = [n for n in self._names[1:-1] if n not in kept] if options.weight_bits == 4 else []
+        result = quantize(
+            self._classifier,
+            scheme=options.scheme,
+            calibration=self._images(options.calibration_images) if options.scheme == "static" else None,
+            method=options.calibration,
+            keep_float=kept,
+            four_bit=four_bit,
+            weights=self._portable_weights(four_bit) if options.portable else None,
+            progress=self._progress,
+        )
+        made = result.classifier
+        if four_bit:
+            made = self._round(made, four_bit)
+        if options.qat_epochs:
+            made = fine_tune(self._classifier, made, self._data, options, self._progress)
+        return QuantizeResult(made, result.notes)
+
+    def _round(self, made: Classifier, four_bit: Collection[str]) -> Classifier:
+        """`made` with the weights of `four_bit` layers rounded by least squares."""
+        batches: list[Tensor] = list(self._images(max(ROUNDING_IMAGES, self._options.calibration_images)))
+        simulation = simulate(self._classifier, made)
+        largest = {n: largest_code(4 if n in four_bit else 8, self._options.portable) for n in simulation.layers}
+        return replace_rounded(made, round_layers(simulation, batches, largest, self._progress))
+
+    def _portable_weights(self, four_bit: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        folded = folded_layers(self._classifier)
+        return {name: portable_weight(weight) for name, (weight, _) in folded.items() if name not in four_bit}
+
+    def _measure(self, classifier: Classifier) -> float:
+        classes = label_map(classifier.architecture.class_names, self._data.class_names)
+        held_out, preprocessing = self._data.holdout, self._data.preprocessing
+        return evaluate(classifier.module, held_out, preprocessing, label_map=classes, progress=self._progress).top1
+
+
+def _check(options: QuantizeOptions) -> None:
+    if options.weight_bits not in (4, 8):
+        raise UsageError(f"--weight-bits {options.weight_bits} can't be stored.", "Give 8 or 4.")
+    if options.qat_epochs < 0:
+        raise UsageError(f"--qat-epochs {options.qat_epochs} is no number of epochs.", "Give 0 or more.")
+    if options.qat_epochs and options.scheme != "static":
+        raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
+    if options.max_drop is not None and not 0 <= options.max_drop <= 100:
+        raise UsageError(f"--max-drop {options.max_drop} is no drop of accuracy.", "Give 0 to 100 points, such as 0.5.")

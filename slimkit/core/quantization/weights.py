@@ -1,0 +1,62 @@
+"""int8 weights: BatchNorm folded in, then rounded with one scale per output channel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+LARGEST = {8: 127, 4: 7}  # codes are symmetric about 0: -128 and -8 are not used
+
+
+def fold_batch_norm(layer: nn.Module, batch_norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+    """Weight [out, ...] and bias [out], float64, of a Conv2d or Linear with the BatchNorm behind it worked in.
+
+    In eval mode BatchNorm is gamma (x - mean) / sqrt(variance + eps) + beta: a scale and a shift of each channel
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
+    """
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    weight = layer.weight.detach().double()
+    bias = torch.zeros(len(weight), dtype=torch.double) if layer.bias is None else layer.bias.detach().double()
+    if batch_norm is None:
+        return weight, bias
+    factor, shift = batch_norm_as_affine(batch_norm)
+    return weight * factor.view(-1, *[1] * (weight.ndim - 1)), bias * factor + shift
+
+
+def batch_norm_as_affine(batch_norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Factor and shift of each channel, float64, that BatchNorm is in eval mode."""
+    mean, variance = batch_norm.running_mean, batch_norm.running_var
+    assert mean is not None
+    assert variance is not None
+    factor = (variance.double() + batch_norm.eps).rsqrt()
+    shift = -mean.double() * factor
+    if batch_norm.affine:
+        factor = factor * batch_norm.weight.detach().double()
+        shift = shift * batch_norm.weight.detach().double() + batch_norm.bias.detach().double()
+    return factor, shift
+
+
+def quantize_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """int8 codes [out, ...] and float32 scale [out] with weight ~ scale * code; each channel's largest is 127, or 7."""
+    largest = weight.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest / LARGEST[bits], 1.0).float()
+    codes = (weight / scale.double().view(-1, *[1] * (weight.ndim - 1))).round().clamp(-LARGEST[bits], LARGEST[bits])
+    return codes.to(torch.int8), scale
+
+
+def pack(codes: Tensor) -> Tensor:
+    """int8 codes from -8 to 7, of any shape, as uint8 [half as many]: two to a byte, each + 8, the first low."""
+    flat = (codes.flatten() + 8).to(torch.uint8)
+    flat = torch.cat([flat, flat.new_zeros(len(flat) % 2)])
+    return flat[0::2] | flat[1::2] << 4
+
+
+def unpack(stored: Tensor, shape: Sequence[int]) -> Tensor:
+    """int8 codes of `shape` from how they are stored: the reverse of `pack` where that was used."""
+    if stored.dtype == torch.int8:
+        return stored
+    codes = torch.stack([stored & 15, stored >> 4], 1).flatten().to(torch.int8) - 8
+    return codes[: math.prod(shape)].view(*shape)

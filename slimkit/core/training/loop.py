@@ -1,0 +1,131 @@
+"""The training loop that `train` and `distill` share."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slimkit.core.data import ImageSet, augment, epoch_order, label_map
+from slimkit.core.errors import ModelError
+from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.options import Optimizer
+from slimkit.core.progress import Advance, Progress, silent
+from slimkit.core.training.optimizer import make_optimizer
+from slimkit.core.training.precision import autocast
+from slimkit.core.training.schedule import learning_rate, training_size
+
+log = logging.getLogger("slimkit")
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits [n, classes], inputs [n, 3, h, w], labels [n] -> scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How long and how to train."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    lr: float
+    weight_decay: float
+    seed: int
+    device: torch.device
+    progressive: bool  # small images first
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to."""
+
+    loss: float  # mean over the training images
+    accuracy: float  # top-1 %, on the images held out of the training data
+
+
+def fit(
+    module: nn.Module,
+    class_names: tuple[str, ...],
+    data: ImageSet,
+    options: FitOptions,
+    loss: Loss,
+    progress: Progress = silent,
+) -> tuple[Epoch, ...]:
+    """Train `module` in place; it ends in eval mode with the weights of its best epoch on the held-out images.
+
+    `class_names` are those of the module's outputs; the data's classes are found among them by name.
+    Raises ModelError when the loss is no longer finite, DataError for a class that the module does not know.
+    """
+    classes = label_map(class_names, data.class_names)
+    module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stub
+    optimizer = make_optimizer(module, options.optimizer, options.lr, options.weight_decay)
+    history: list[Epoch] = []
+    best: dict[str, Tensor] = {}
+    for epoch in range(options.epochs):
+        with progress(f"epoch {epoch + 1}/{options.epochs}", len(data.train)) as advance:
+            mean_loss = _train_epoch(module, data, classes, options, loss, optimizer, epoch, advance)
+        module.eval()
+        held_out = evaluate(module, data.holdout, data.preprocessing, device=str(options.device), label_map=classes)
+        accuracy = held_out.top1
+        history.append(Epoch(mean_loss, accuracy))
+        log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", epoch + 1, options.epochs, mean_loss, accuracy)
+        if accuracy >= max(e.accuracy for e in history):
+            best = copy.deepcopy(module.state_dict())
+    if best:
+        module.load_state_dict(best)
+    module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in the stub
+    module.eval()
+    return tuple(history)
+
+
+def _train_epoch(
+    module: nn.Module,
+    data: ImageSet,
+    classes: Tensor,
+    options: FitOptions,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    advance: Advance,
+) -> float:
+    """One pass over the training images; gives the mean loss."""
+    module.train()
+    order = _whole_batches(epoch_order(len(data.train), options.seed, epoch), options.batch_size)
+    batches = math.ceil(len(order) / options.batch_size)
+    crop = data.preprocessing.crop
+    size = training_size(epoch, options.epochs, crop) if options.progressive else crop
+    total = 0.0
+    for i, (pixels, labels, indices) in enumerate(data.train.batches(order, options.batch_size)):
+        inputs = augment(
+            pixels, indices, epoch=epoch, seed=options.seed, size=size, flip=data.flip, preprocessing=data.preprocessing
+        )
+        rate = learning_rate(epoch * batches + i, options.epochs * batches, options.lr)
+        value = _step(module, inputs.to(options.device), classes[labels].to(options.device), loss, optimizer, rate)
+        if not math.isfinite(value):
+            raise ModelError(f"The loss is {value} in epoch {epoch + 1}: training diverged.", "Give a lower --lr.")
+        total += value * len(labels)
+        advance(len(labels))
+    return total / len(order)
+
+
+def _step(
+    module: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, optimizer: torch.optim.Optimizer, rate: float
+) -> float:
+    """One step on one batch at the learning rate `rate`; gives the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with autocast(inputs):
+        logits = module(inputs)
+    value = loss(logits.float(), inputs, labels)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+    optimizer.step()
+    return value.item()
+
+
+def _whole_batches(order: Tensor, batch_size: int) -> Tensor:
+    """`order` without a last batch of one, which BatchNorm can't be trained on: it gets a second image."""
+    return torch.cat([order, order[:1]]) if len(order) % batch_size == 1 else order

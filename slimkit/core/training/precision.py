@@ -1,0 +1,41 @@
+"""Which precision the matrix work of training is done in."""
+
+import functools
+import time
+
+import torch
+from torch import Tensor
+
+# pixels; below, oneDNN's bfloat16 gradients of strided convolutions on 1x1 maps are not finite (seen in torch 2.13)
+SMALLEST_SAFE = 32
+
+
+def autocast(inputs: Tensor) -> torch.autocast:
+    """Autocast to bfloat16 where that is faster for images [n, 3, h, w]; elsewhere a context that changes nothing."""
+    enabled = min(inputs.shape[2:]) >= SMALLEST_SAFE and prefers_bfloat16(inputs.device)
+    return torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there. A CPU without AVX512-BF16 or AMX emulates it, far slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and _cpu_prefers_bfloat16()
+
+
+@functools.cache
+def _cpu_prefers_bfloat16() -> bool:
+    """Time a matrix product in both: one that has instructions for bfloat16 gains two-fold or more."""
+    single = torch.ones(512, 512)
+    half = single.bfloat16()
+    return _seconds(half) < 0.75 * _seconds(single)
+
+
+def _seconds(matrix: Tensor, repeats: int = 10) -> float:
+    """The shortest of `repeats` products, which noise can only lengthen."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return min(times)

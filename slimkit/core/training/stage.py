@@ -1,0 +1,87 @@
+"""Training a classifier on a data set, with its record in the architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimkit.core.architecture import Architecture
+from slimkit.core.data import ImageSet
+from slimkit.core.device import resolve_device
+from slimkit.core.errors import UsageError
+from slimkit.core.folder import Classifier
+from slimkit.core.options import DistillOptions, TrainOptions
+from slimkit.core.progress import Progress, silent
+from slimkit.core.training.loop import Epoch, FitOptions, fit
+from slimkit.core.training.optimizer import USUAL_RATES
+
+log = logging.getLogger("slimkit")
+
+_USUAL_EPOCHS = {"digits100": 5}
+_EPOCHS = 20  # of any other data set
+
+
+def train(classifier: Classifier, data: ImageSet, options: TrainOptions, progress: Progress = silent) -> Classifier:
+    """Train `classifier` (in place) on the labels of `data`; gives it with the training recorded.
+
+    A network with random weights sees small images first. No epochs at all leave the weights as they are.
+    Raises UsageError for impossible options, ModelError where training diverges.
+    """
+    has_weights = classifier.folder is not None or options.weights is not None or options.pretrained
+    epochs = _USUAL_EPOCHS.get(data.name, _EPOCHS) if options.epochs is None else options.epochs
+    lr = USUAL_RATES[options.optimizer] if options.lr is None else options.lr
+    fit_options = fit_options_of(options, epochs, lr, progressive=not has_weights)
+    log.info("training %s on %d images of %s for %d epochs", options.model, len(data.train), data.name, epochs)
+
+    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+
+    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
+    detail = training_detail("train", data, fit_options, history) | {"label_smoothing": options.label_smoothing}
+    return dataclasses.replace(classifier, architecture=with_detail(classifier.architecture, detail))
+
+
+def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: float, *, progressive: bool) -> FitOptions:
+    """Check the options that training and distillation share. Raises UsageError."""
+    if epochs < 0:
+        raise UsageError(f"--epochs {epochs} is no number of epochs.", "Give 0 or more.")
+    if options.batch_size < 2:
+        raise UsageError(f"--batch-size {options.batch_size} is too small for BatchNorm.", "Give 2 or more.")
+    if not 0 < lr < float("inf"):
+        raise UsageError(f"--lr {lr} is no learning rate.", f"Give one above 0, such as {USUAL_RATES['adam']}.")
+    return FitOptions(
+        epochs=epochs,
+        batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        lr=lr,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        device=resolve_device(options.device),
+        progressive=progressive,
+    )
+
+
+def training_detail(stage: str, data: ImageSet, options: FitOptions, history: tuple[Epoch, ...]) -> dict[str, Any]:
+    """The entry of `training_details` for one run of training."""
+    return {
+        "stage": stage,
+        "data": data.source,
+        "train_images": len(data.train),
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "optimizer": options.optimizer,
+        "learning_rate": options.lr,
+        "weight_decay": options.weight_decay,
+        "seed": options.seed,
+        "teacher": None,
+        "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in history],
+    }
+
+
+def with_detail(architecture: Architecture, detail: dict[str, Any]) -> Architecture:
+    """`architecture` with one more training recorded."""
+    return dataclasses.replace(architecture, training_details=(*architecture.training_details, detail))

@@ -1,0 +1,76 @@
+"""Turning parsed JSON and YAML into typed dataclasses, with errors that name the field."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class FieldError(ValueError):
+    """A field is missing, unknown or of a wrong type; the message names it."""
+
+
+def parse_dataclass(cls: type[T], data: object, source: str) -> T:
+    """Build `cls` from parsed JSON or YAML; `source` is the path to it that errors name. Raises FieldError."""
+    if not isinstance(data, dict):
+        raise _wrong(source, "an object", data)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass
+    reject_unknown(data, fields, source)
+    missing = [n for n, f in fields.items() if n not in data and not _has_default(f)]
+    if missing:
+        raise FieldError(f"{source} lacks the field {missing[0]!r}")
+    return cls(**{key: _parse(hints[key], value, f"{source}: {key}") for key, value in data.items()})
+
+
+def reject_unknown(data: typing.Iterable[str], known: typing.Iterable[str], source: str) -> None:
+    """Raise FieldError for the first key of `data` that is not `known`, with the nearest one that is."""
+    names = list(known)
+    for key in data:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            raise FieldError(
+                f"{source} has an unknown field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+
+
+def _has_default(f: "dataclasses.Field[Any]") -> bool:
+    return f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+
+
+def _parse(hint: Any, value: object, source: str) -> Any:
+    """Check `value` against one of the few kinds of annotation that our JSON and YAML use."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _parse(next(a for a in args if a is not type(None)), value, source)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong(source, "a list", value)
+        return tuple(_parse(args[0], item, f"{source}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in args:
+            raise _wrong(source, "one of " + ", ".join(map(str, args)), value)
+        return value
+    if dataclasses.is_dataclass(hint):
+        return parse_dataclass(typing.cast(type, hint), value, source)
+    return _parse_plain(origin or hint, value, source)
+
+
+def _parse_plain(kind: type, value: object, source: str) -> object:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _wrong(source, f"of type {kind.__name__}", value)
+    return value
+
+
+def _wrong(source: str, wanted: str, value: object) -> FieldError:
+    return FieldError(f"{source} should be {wanted}, not {value!r:.60}")

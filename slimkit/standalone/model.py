@@ -1,0 +1,775 @@
+"""The networks: built from an architecture's JSON alone, then filled from a state dict.
+
+This file is copied into every model folder and works there without slimkit; it imports torch alone (torchvision only
+for a float network of another family than ResNet).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def build_model(architecture: dict[str, Any]) -> nn.Module:
+    """Build the network that `architecture` (the parsed JSON) describes, in eval mode, its numbers still unset.
+
+    It maps normalized float images [n, 3, height, width] to float logits [n, num_classes].
+    Raises ValueError that names the layer where the architecture contradicts itself.
+    """
+    if any(layer.get("inputs") for layer in architecture["layers"]):
+        return Int8Network(architecture["layers"]).eval()
+    model_type, num_classes = architecture["model_type"], architecture["num_classes"]
+    if model_type in RESNETS:
+        return RESNETS[model_type](num_classes, architecture).eval()
+    module = _torchvision_skeleton(model_type, num_classes)
+    resize_layers(module, architecture["layers"])
+    return module.eval()
+
+
+# ---- Float networks ----
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, arXiv:1512.03385); named as in torchvision."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in_channels, h, w] -> [n, width, h / stride, w / stride]."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolution and a shortcut; named as in torchvision."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in_channels, h, w] -> [n, 4 width, h / stride, w / stride]."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """A 1x1 convolution where the shape changes; None where the shortcut is the input itself."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+class SlimResNet(nn.Module):
+    """A ResNet whose every layer can have a width of its own; its state dict has torchvision's keys."""
+
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock
+    depths: tuple[int, int, int, int]
+
+    def __init__(self, num_classes: int = 100, architecture: dict[str, Any] | None = None, *, width: int = 32) -> None:
+        """Build it with random weights.
+
+        num_classes: outputs of the classifier.
+        architecture: the parsed architecture JSON, whose `layers` give every layer's widths; None: the four stages have
+            width, 2 width, 4 width and 8 width. Raises ValueError where it names other layers than this network has.
+        width: output channels of the first convolution: 64 is torchvision's, 32 the contest's.
+        """
+        super().__init__()
+        if architecture is not None:
+            num_classes = architecture["num_classes"]
+        self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.layer1 = self._stage(width, width, self.depths[0], stride=1)
+        self.layer2 = self._stage(width * self.block.expansion, 2 * width, self.depths[1], stride=2)
+        self.layer3 = self._stage(2 * width * self.block.expansion, 4 * width, self.depths[2], stride=2)
+        self.layer4 = self._stage(4 * width * self.block.expansion, 8 * width, self.depths[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8 * width * self.block.expansion, num_classes)
+        if architecture is not None:
+            resize_layers(self, architecture["layers"])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(self, in_channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
+        blocks = [self.block(in_channels, width, stride)]
+        blocks += [self.block(width * self.block.expansion, width, 1) for _ in range(depth - 1)]
+        return nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized images [n, 3, h, w] -> logits [n, num_classes]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+class SlimResNet18(SlimResNet):
+    """ResNet18; `SlimResNet18(num_classes=100)` is the contest's variant: widths 32, 64, 128, 256."""
+
+    depths = (2, 2, 2, 2)
+
+
+class SlimResNet34(SlimResNet):
+    """ResNet34."""
+
+    depths = (3, 4, 6, 3)
+
+
+class SlimResNet50(SlimResNet):
+    """ResNet50, with the stride in the 3x3 convolution as torchvision has it."""
+
+    block = Bottleneck
+    depths = (3, 4, 6, 3)
+
+
+RESNETS: dict[str, type[SlimResNet]] = {
+    "SlimResNet18": SlimResNet18,
+    "SlimResNet34": SlimResNet34,
+    "SlimResNet50": SlimResNet50,
+}
+
+SIZED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)  # the layers that have widths
+
+
+def resize_layers(module: nn.Module, layers: list[dict[str, Any]]) -> None:
+    """Give each Conv2d, BatchNorm2d and Linear of `module` the channel counts and groups of its entry in `layers`.
+
+    A layer that has to change is replaced by a new one. Raises ValueError where `layers` names one that is not there,
+    calls it another type, gives it impossible channels, or leaves one out.
+    """
+    found = {name: layer for name, layer in module.named_modules() if isinstance(layer, SIZED)}
+    for entry in layers:
+        layer = found.pop(entry.get("name"), None)
+        if layer is None or type(layer).__name__ != entry.get("type"):
+            raise ValueError(f"layer {entry.get('name')!r} ({entry.get('type')}) is not in the network")
+        parent, _, attribute = entry["name"].rpartition(".")
+        setattr(module.get_submodule(parent), attribute, _resized(layer, entry))
+    if found:
+        raise ValueError(f"layer {next(iter(found))!r} is missing from the architecture")
+
+
+def _resized(layer: nn.Module, entry: dict[str, Any]) -> nn.Module:
+    """`layer`, or a new one of its kind with the channels of `entry`."""
+    inputs, outputs, groups = (entry.get(key) or 1 for key in ("in_channels", "out_channels", "groups"))
+    if min(inputs, outputs, groups) < 1 or inputs % groups or outputs % groups:
+        raise ValueError(f"layer {entry['name']!r} can't have {inputs} -> {outputs} channels in {groups} groups")
+    if isinstance(layer, nn.Conv2d):
+        if (layer.in_channels, layer.out_channels, layer.groups) == (inputs, outputs, groups):
+            return layer
+        return nn.Conv2d(
+            inputs,
+            outputs,
+            layer.kernel_size,  # type: ignore[arg-type]  # always a pair for Conv2d
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            groups,
+            bias=layer.bias is not None,
+        )
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer if layer.num_features == outputs else nn.BatchNorm2d(outputs, layer.eps, layer.momentum)
+    assert isinstance(layer, nn.Linear)
+    if (layer.in_features, layer.out_features) == (inputs, outputs):
+        return layer
+    return nn.Linear(inputs, outputs, bias=layer.bias is not None)
+
+
+def _torchvision_skeleton(name: str, num_classes: int) -> nn.Module:
+    """A torchvision classifier with random weights. Raises ValueError for a name that torchvision does not have."""
+    try:
+        from torchvision.models import get_model
+    except RuntimeError:  # PyPI's torchvision beside a CPU build of torch lacks its operators; declaring them is enough
+        for operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        from torchvision.models import get_model
+    return get_model(name, weights=None, num_classes=num_classes)  # type: ignore[no-any-return]  # untyped library
+
+
+# ---- int8 networks ----
+
+
+class Int8Network(nn.Module):
+    """A network computed in int8: the list of layers in its architecture, run in order.
+
+    A real value is scale * (code - zero_point). Weights are int8 with a scale per output channel, activations uint8. A
+    static network quantizes the image once, by a scale found in calibration, and stays in uint8 up to the classifier. A
+    dynamic one quantizes the input of each layer by the range that it has in that very image; its layers give float.
+    Where the CPU lacks int8 kernels, and on a GPU, the same arithmetic is done on float32 numbers: equal to rounding.
+    """
+
+    def __init__(self, layers: list[dict[str, Any]]) -> None:
+        """`layers`: the `layers` of the architecture. Raises ValueError that names the layer which can't be built."""
+        super().__init__()
+        self._steps: list[_Step] = []
+        known = {"input"}
+        for index, entry in enumerate(layers):
+            name, inputs = entry.get("name"), tuple(entry.get("inputs") or ())
+            if not isinstance(name, str) or name in known or not known.issuperset(inputs):
+                raise ValueError(
+                    f"layer {name!r} has no name of its own, or its inputs {list(inputs)} are no earlier layers"
+                )
+            later = {source for other in layers[index + 1 :] for source in other.get("inputs") or ()}
+            expired = tuple(source for source in set(inputs) if source not in later)
+            self._steps.append(_Step(name, _attach(self, entry), inputs, expired))
+            known.add(name)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized images [n, 3, h, w] of any float type -> float32 logits [n, num_classes]."""
+        x = x.float()
+        arithmetic = cpu_arithmetic() if x.device.type == "cpu" else FloatArithmetic()
+        if not isinstance(arithmetic, Int8Kernels):
+            with torch.autocast(x.device.type, enabled=False):  # its half precision can't hold the integer sums
+                return self._run(arithmetic, x)
+        # Image by image where ranges are taken per image: a kernel knows one range for all of its batch.
+        is_dynamic = any(step.layer.is_dynamic for step in self._steps)
+        with _onednn_engine():
+            return torch.cat([self._run(arithmetic, part) for part in (torch.split(x, 1) if is_dynamic else [x])])
+
+    def _run(self, arithmetic: FloatArithmetic, x: Tensor) -> Tensor:
+        values: dict[str, Any] = {"input": x}
+        for name, layer, inputs, expired in self._steps:
+            values[name] = layer(arithmetic, *[values[source] for source in inputs])
+            for source in expired:
+                del values[source]
+        logits: Tensor = values[self._steps[-1].name]
+        return logits
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Network:
+        """Move, but keep every dtype: half precision has no room for scales."""
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "relu": torch.relu_,
+    "relu6": lambda x: x.clamp_(0, 6),
+}
+
+
+class Int8Layer(nn.Module):
+    """One entry of an int8 network's `layers`. Its inputs and its output are codes, or float tensors."""
+
+    is_dynamic = False
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__()
+        self.activation = entry.get("activation")
+        self.activate = ACTIVATIONS[self.activation]
+        self.packed: Any = None  # what the kernels made of the weights at first use
+        self.numbers: Any = None  # and of the output's scale and zero point
+        self.gives_codes = (entry.get("quantization") or {}).get("output", "float32") != "float32"
+        if self.gives_codes:
+            self.register_buffer("output_scale", torch.ones(()))
+            self.register_buffer("output_zero_point", torch.zeros((), dtype=torch.uint8))
+
+    def finish(self, arithmetic: FloatArithmetic, y: Tensor) -> Any:
+        """The layer's activation, in place, and codes where it gives them."""
+        y = self.activate(y)
+        return arithmetic.quantize(self, y) if self.gives_codes else y
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.packed = self.numbers = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Layer:
+        self.packed = self.numbers = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what belongs to this process alone."""
+        return {**self.__dict__, "packed": None, "numbers": None}
+
+
+class _Step(NamedTuple):
+    name: str
+    layer: Int8Layer
+    inputs: tuple[str, ...]
+    expired: tuple[str, ...]  # the values that no later step reads
+
+
+class Quantize(Int8Layer):
+    """Float -> codes."""
+
+    def forward(self, arithmetic: FloatArithmetic, x: Tensor) -> Any:
+        """Keeps the shape."""
+        return arithmetic.quantize(self, x)
+
+
+class _Int8Weights(Int8Layer):
+    """What convolutions and linear layers share. Static ones take codes, dynamic ones float; both give either."""
+
+    def __init__(self, entry: dict[str, Any], *shape: int) -> None:
+        """shape: of the weight."""
+        super().__init__(entry)
+        self.is_dynamic = entry["quantization"]["scheme"] == "dynamic"
+        self.weight_shape = shape
+        # Two weights of 4 bits to a byte: each + 8, the first in the low bits.
+        self.is_packed = entry["quantization"].get("weight_bits") == 4
+        size = (math.prod(shape) + 1) // 2
+        weight = torch.zeros(size).byte() if self.is_packed else torch.zeros(shape).char()
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", torch.ones(shape[0]))
+        self.bias = _parameter(shape[0])
+
+    def weight_codes(self) -> Tensor:
+        """int8 [out_channels, in_channels / groups, ...]."""
+        weight: Tensor = self.weight  # type: ignore[assignment]  # a buffer
+        if not self.is_packed:
+            return weight
+        codes = torch.stack([weight & 15, weight >> 4], 1).flatten().char() - 8
+        return codes[: math.prod(self.weight_shape)].view(self.weight_shape)
+
+
+class QuantizedConv2d(_Int8Weights):
+    """Convolution; a second input, the residual, is added before the activation."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry, *_convolution_shape(entry))
+        self.geometry = tuple(entry[key] for key in ("stride", "padding", "dilation", "groups"))
+
+    def forward(self, arithmetic: FloatArithmetic, x: Any, residual: Any = None) -> Any:
+        """[n, in_channels, h, w] and, for the residual and the output, [n, out_channels, h', w']."""
+        return arithmetic.convolve(self, arithmetic.quantize_per_image(x) if self.is_dynamic else x, residual)
+
+
+class QuantizedLinear(_Int8Weights):
+    """Linear layer."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry, entry["out_channels"], entry["in_channels"])
+
+    def forward(self, arithmetic: FloatArithmetic, x: Any) -> Any:
+        """[n, ..., in_channels] -> [n, ..., out_channels]."""
+        sums, scale = arithmetic.linear_sums(self, arithmetic.quantize_per_image(x) if self.is_dynamic else x)
+        return self.finish(arithmetic, torch.addcmul(self.bias, sums, scale * self.weight_scale))
+
+
+class Conv2d(Int8Layer):
+    """Convolution in float, of a layer that would lose too much in int8; with a residual as there."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        self.weight, self.bias = _parameter(*_convolution_shape(entry)), _parameter(entry["out_channels"])
+        self.geometry = tuple(entry[key] for key in ("stride", "padding", "dilation", "groups"))
+
+    def forward(self, arithmetic: FloatArithmetic, x: Any, residual: Any = None) -> Tensor:
+        """[n, in_channels, h, w] and, for the residual and the output, [n, out_channels, h', w']."""
+        y = functional.conv2d(arithmetic.real(x), self.weight, self.bias, *self.geometry)
+        return self.activate(y if residual is None else y.add_(arithmetic.real(residual)))
+
+
+class Linear(Int8Layer):
+    """Linear layer in float."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        self.weight, self.bias = (
+            _parameter(entry["out_channels"], entry["in_channels"]),
+            _parameter(entry["out_channels"]),
+        )
+
+    def forward(self, arithmetic: FloatArithmetic, x: Any) -> Tensor:
+        """[n, ..., in_channels] -> [n, ..., out_channels]."""
+        return self.activate(functional.linear(arithmetic.real(x), self.weight, self.bias))
+
+
+def _convolution_shape(entry: dict[str, Any]) -> tuple[int, ...]:
+    return entry["out_channels"], entry["in_channels"] // entry["groups"], *entry["kernel_size"]
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape), requires_grad=False)
+
+
+class BatchNorm2d(Int8Layer):
+    """Scale and shift of each channel, where no convolution comes before that could take them in."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        self.weight, self.bias = _parameter(entry["out_channels"]), _parameter(entry["out_channels"])
+
+    def forward(self, arithmetic: FloatArithmetic, x: Any) -> Any:
+        """Keeps the shape."""
+        y = torch.addcmul(self.bias[:, None, None], arithmetic.real(x), self.weight[:, None, None])
+        return self.finish(arithmetic, y)
+
+
+class Constant(Int8Layer):
+    """A float tensor of the network's own."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        self.value = _parameter(*entry["options"]["shape"])
+
+    def forward(self, _: FloatArithmetic) -> Tensor:
+        """Takes nothing."""
+        return self.value
+
+
+class Function(Int8Layer):
+    """A function without weights, computed on real numbers. From codes to codes it is rounded but once.
+
+    A table of the 256 results would be as exact, but PyTorch's look-up takes three times as long as its arithmetic.
+    """
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        options = entry["options"]
+        home, _, name = options["function"].partition(".")
+        self.function = getattr(FUNCTIONS[home], name)
+        self.arguments, self.keywords = options["arguments"], options.get("keywords", {})
+
+    def call(self, inputs: Sequence[Any]) -> Any:
+        """The function's value. Among its arguments {"input": i} is `inputs[i]`, and {"slice": [..]} a slice."""
+
+        def fill(value: Any) -> Any:
+            if isinstance(value, dict):
+                return inputs[value["input"]] if "input" in value else slice(*value["slice"])
+            if isinstance(value, list):
+                items = [fill(item) for item in value]
+                return tuple(items) if any(isinstance(item, slice) for item in items) else items
+            return value
+
+        return self.function(*fill(self.arguments), **{key: fill(value) for key, value in self.keywords.items()})
+
+    def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
+        """As the function does."""
+        return self.finish(arithmetic, self.call([arithmetic.real(x) for x in inputs]))
+
+
+class Add(Function):
+    """Sum of two inputs, each of its own scale."""
+
+    def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
+        """As the function does."""
+        return arithmetic.add(self, *inputs) if self.gives_codes else super().forward(arithmetic, *inputs)
+
+
+class Rearrange(Function):
+    """A function that moves values but makes no new ones. Codes keep their scale, which all inputs share."""
+
+    def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
+        """As the function does."""
+        return arithmetic.rearrange(self, inputs)
+
+
+class MaxPool2d(Function):
+    """Max pooling: the largest code stands for the largest value, so the scale stays."""
+
+    def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
+        """[n, c, h, w] -> [n, c, h', w']."""
+        return arithmetic.max_pool(self, inputs[0])
+
+
+class _Functions:
+    """What the other homes of functions lack."""
+
+    cat, stack = torch.cat, torch.stack
+
+    @staticmethod
+    def channel_means(x: Tensor) -> Tensor:
+        """[n, c, h, w] -> [n, c]; summed by this function, an image's means are the same in every batch."""
+        return functional.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+# Where the functions are that an architecture names. Nothing here reads files, or runs code that comes as text.
+FUNCTIONS: dict[str, Any] = {"functional": functional, "Tensor": Tensor, "operator": operator, "slimkit": _Functions}
+INT8_LAYERS: dict[str, type[Int8Layer]] = {
+    "Quantize": Quantize,
+    "QuantizedConv2d": QuantizedConv2d,
+    "QuantizedLinear": QuantizedLinear,
+    "Conv2d": Conv2d,
+    "Linear": Linear,
+    "BatchNorm2d": BatchNorm2d,
+    "Constant": Constant,
+    "Add": Add,
+    **dict.fromkeys(("Multiply", "Activation", "AveragePool", "Function"), Function),
+    "MaxPool2d": MaxPool2d,
+    **dict.fromkeys(("Concatenate", "Flatten", "Rearrange"), Rearrange),
+}
+
+
+def _attach(network: nn.Module, entry: dict[str, Any]) -> Int8Layer:
+    """Build the layer of `entry` and hang it into `network` at the dotted path that is its name."""
+    name, kind = entry["name"], entry.get("type")
+    if kind not in INT8_LAYERS:
+        raise ValueError(f"layer {name!r} has the unknown type {kind!r}")
+    *containers, attribute = name.split(".")
+    try:
+        layer = INT8_LAYERS[kind](entry)
+        for container in containers:
+            if container not in network._modules:
+                network.add_module(container, nn.Module())
+            network = network.get_submodule(container)
+        network.add_module(attribute, layer)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"layer {name!r} can't be built: {error}") from None
+    return layer
+
+
+class Codes(NamedTuple):
+    """Quantized values: scale * (values - zero_point)."""
+
+    values: Tensor  # uint8 [n, ...]
+    scale: Any  # float32 tensor, one for all [] or per image [n, 1, ...]; for the kernels a plain number
+    zero_point: Any  # likewise
+
+
+class FloatArithmetic:
+    """The definition of the arithmetic, on float32 numbers.
+
+    Codes and weights are integers below 2^9, and float32 holds every integer up to 2^24, so sums of their products are
+    exact in all but contrived networks. Results are rounded half to even, as the kernels round.
+    """
+
+    def numbers(self, layer: Any) -> tuple[Any, Any]:
+        """Scale and zero point of the layer's output."""
+        return layer.output_scale, layer.output_zero_point.float()
+
+    def round(self, x: Tensor, scale: Any, zero_point: Any) -> Tensor:
+        """Float -> uint8."""
+        codes: Tensor = (x / scale).round_() + zero_point
+        return codes.clamp_(0, 255).to(torch.uint8)
+
+    def quantize(self, layer: Any, x: Tensor) -> Any:
+        """Float -> codes of the layer's output scale."""
+        scale, zero_point = self.numbers(layer)
+        return Codes(self.round(x, scale, zero_point), scale, zero_point)
+
+    def real(self, x: Any) -> Tensor:
+        """Codes -> float; what is float already stays."""
+        return torch.mul(x.values.float() - x.zero_point, x.scale) if isinstance(x, Codes) else x
+
+    def quantize_per_image(self, x: Tensor) -> Codes:
+        """Float -> codes that span each image's own range, which is widened to include 0."""
+        dims = tuple(range(1, x.ndim))
+        low, high = x.amin(dims, keepdim=True).clamp(max=0), x.amax(dims, keepdim=True).clamp(min=0)
+        scale = (high - low) / 255
+        scale = torch.where(scale > 0, scale, 1.0)
+        zero_point = (-low / scale).round()
+        return Codes(self.round(x, scale, zero_point), scale, zero_point)
+
+    def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
+        """activation(convolution + residual), as codes or float."""
+        codes = x.values.float() - x.zero_point
+        sums = functional.conv2d(codes, layer.weight_codes().float(), None, *layer.geometry)
+        y = sums * (x.scale * layer.weight_scale[:, None, None]) + layer.bias[:, None, None]
+        return layer.finish(self, y if residual is None else y.add_(self.real(residual)))
+
+    def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
+        """The integer sums of products of codes, as float32, and the scale of x."""
+        return functional.linear(x.values.float() - x.zero_point, layer.weight_codes().float()), x.scale
+
+    def add(self, layer: Any, x: Any, y: Any) -> Any:
+        """Sum of codes or floats -> codes."""
+        return layer.finish(self, self.real(x) + self.real(y))
+
+    def rearrange(self, layer: Any, inputs: Any) -> Any:
+        """Codes -> codes of the same scale; float -> float."""
+        if not isinstance(inputs[0], Codes):
+            return layer.call(inputs)
+        return inputs[0]._replace(values=layer.call([x.values for x in inputs]))
+
+    def max_pool(self, layer: Any, x: Any) -> Any:
+        """Codes -> codes of the same scale; float -> float. PyTorch pools no uint8 beyond 255 pixels."""
+        if not isinstance(x, Codes):
+            return layer.call([x])
+        return x._replace(values=layer.call([x.values.float()]).to(torch.uint8))
+
+
+class Int8Kernels(FloatArithmetic):
+    """The same arithmetic by oneDNN's int8 kernels, on plain uint8 and int8 tensors.
+
+    A kernel knows one scale for its whole batch, so what is dynamic comes here image by image.
+    """
+
+    def numbers(self, layer: Any) -> tuple[float, int]:
+        """As plain numbers, read once."""
+        if layer.numbers is None:
+            layer.numbers = (layer.output_scale.item(), layer.output_zero_point.item())
+        scale, zero_point = layer.numbers
+        return scale, zero_point
+
+    def quantize(self, layer: Any, x: Tensor) -> Any:
+        """Float -> codes of the layer's output scale, in the kernels' memory format."""
+        return super().quantize(layer, _channels_last(x))
+
+    def quantize_per_image(self, x: Tensor) -> Codes:
+        """Float, one image -> codes that span its range."""
+        x = _channels_last(x)
+        low, high = torch.aminmax(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)  # in memory order: no copy
+        bottom, top = min(low.item(), 0.0), max(high.item(), 0.0)
+        scale = (top - bottom) / 255 or 1.0
+        zero_point = round(-bottom / scale)
+        return Codes(self.round(x, scale, zero_point), scale, zero_point)
+
+    def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
+        """As FloatArithmetic's, but a residual's memory is written over, and needs a ReLU after it."""
+        if layer.packed is None:
+            packed = torch.ops.onednn.qconv_prepack(layer.weight_codes(), layer.weight_scale, 1.0, 0, *layer.geometry)
+            layer.packed = (packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
+        scale, zero_point = self.numbers(layer) if layer.gives_codes else (1.0, 0)
+        dtype = torch.uint8 if layer.gives_codes else torch.float32
+        source = (_channels_last(x.values), *x[1:], *layer.packed)
+        target = (layer.bias, *layer.geometry, scale, zero_point, dtype)
+        relu = "relu" if layer.activation else "none"
+        if residual is None:
+            y = torch.ops.onednn.qconv2d_pointwise(*source, *target, relu, [], "")
+        else:
+            values, *numbers = residual if layer.gives_codes else (self.real(residual), 1.0, 0)
+            accumulator = (_channels_last(values), *target, *numbers)
+            y = torch.ops.onednn.qconv2d_pointwise(*source, *accumulator, "sum", 1.0, relu, [], "")
+        # Codes of a ReLU6 reach no further than 6 already: their scale was chosen so.
+        return Codes(y, scale, zero_point) if layer.gives_codes else layer.activate(y)
+
+    def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
+        """As FloatArithmetic's. Scaled by the kernel, they would be rounded in ways that differ with the batch size."""
+        if layer.packed is None:
+            outputs = len(layer.bias)
+            packed = torch.ops.onednn.qlinear_prepack(layer.weight_codes(), None)
+            layer.packed = (packed, torch.ones(outputs), torch.zeros(outputs, dtype=torch.int8), None)
+        target: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
+        return torch.ops.onednn.qlinear_pointwise(x.values, 1.0, x.zero_point, *layer.packed, *target), x.scale
+
+
+class QuantizedTensorKernels(Int8Kernels):
+    """The same kernels behind PyTorch's quint8 tensors, for what is static.
+
+    Their primitives are kept from call to call. ResNet18, 2 threads of a Xeon with AMX, batch 1: 1.1 ms against 1.5 at
+    64x64, 2.1 against 2.8 at 224x224. PyTorch announced that quint8 will go; then Int8Kernels serve.
+    """
+
+    def round(self, x: Tensor, scale: Any, zero_point: Any) -> Tensor:
+        """Float -> uint8 in one pass."""
+        return _codes_of(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)).values
+
+    def quantize(self, layer: Any, x: Tensor) -> Any:
+        """Float -> quint8."""
+        return torch.quantize_per_tensor(_channels_last(x), *self.numbers(layer), torch.quint8)
+
+    def real(self, x: Any) -> Tensor:
+        """quint8 -> float; what is float already stays."""
+        return x.dequantize() if x.is_quantized else x  # type: ignore[no-any-return]
+
+    def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
+        """As in Int8Kernels."""
+        if not layer.gives_codes:
+            return super().convolve(layer, x if layer.is_dynamic else _codes_of(x), residual)
+        if layer.packed is None:
+            zero_points = torch.zeros(len(layer.bias), dtype=torch.long)
+            weight = torch._make_per_channel_quantized_tensor(layer.weight_codes(), layer.weight_scale, zero_points, 0)
+            layer.packed = torch.ops.quantized.conv2d_prepack(weight, layer.bias, *layer.geometry)
+        if residual is not None:
+            return torch.ops.quantized.conv2d_add_relu(x, residual, layer.packed, *self.numbers(layer))
+        operator = torch.ops.quantized.conv2d_relu if layer.activation else torch.ops.quantized.conv2d
+        return operator.new(x, layer.packed, *self.numbers(layer))
+
+    def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
+        """As in Int8Kernels."""
+        return super().linear_sums(layer, x if layer.is_dynamic else _codes_of(x))
+
+    def add(self, layer: Any, x: Any, y: Any) -> Any:
+        """quint8 of two scales -> quint8 of the layer's."""
+        if not (x.is_quantized and y.is_quantized and x.shape == y.shape):
+            return super().add(layer, x, y)
+        operator = torch.ops.quantized.add_relu if layer.activation else torch.ops.quantized.add
+        return operator(x, y, *self.numbers(layer))
+
+    def rearrange(self, layer: Any, inputs: Any) -> Any:
+        """quint8 -> quint8; float -> float."""
+        if not inputs[0].is_quantized:
+            return layer.call(inputs)
+        return _quint8_of(super().rearrange(layer, [_codes_of(x) for x in inputs]))
+
+    def max_pool(self, layer: Any, x: Any) -> Any:
+        """quint8 -> quint8; float -> float."""
+        return layer.call([x])
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _codes_of(x: Tensor) -> Codes:
+    """A view of a quint8 tensor: its own memory, no copy."""
+    values = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    return Codes(values, x.q_scale(), x.q_zero_point())
+
+
+def _quint8_of(x: Codes) -> Tensor:
+    """The reverse of _codes_of."""
+    empty = torch._empty_affine_quantized([0], scale=x.scale, zero_point=x.zero_point, dtype=torch.quint8)
+    return empty.set_(x.values.untyped_storage(), x.values.storage_offset(), x.values.shape, x.values.stride())
+
+
+@contextlib.contextmanager
+def _onednn_engine() -> Iterator[None]:
+    """Have `torch.ops.quantized` use oneDNN: of the x86 engines only this one fuses a sum into a convolution."""
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "onednn"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = engine
+
+
+@functools.cache
+def cpu_arithmetic() -> FloatArithmetic:
+    """The fastest arithmetic that this torch has and that is exact on this CPU: without VNNI, 16-bit sums saturate."""
+    for kernels in (QuantizedTensorKernels(), Int8Kernels()):
+        with warnings.catch_warnings(), contextlib.suppress(AttributeError, RuntimeError), _onednn_engine():
+            warnings.simplefilter("ignore")  # that quint8 is to go: then we go on to the next
+            if _is_exact(kernels, "static") and _is_exact(kernels, "dynamic"):
+                return kernels
+    return FloatArithmetic()
+
+
+def _is_exact(kernels: FloatArithmetic, scheme: str) -> bool:
+    """Whether a sum of 32 products of the largest code and the largest weight comes out right."""
+    quantization = {"scheme": scheme, "output": "uint8 per tensor" if scheme == "static" else "float32"}
+    entry = {"in_channels": 32, "out_channels": 32, "kernel_size": [1, 1], "stride": [1, 1], "padding": [0, 0]}
+    layer: Any = QuantizedConv2d(entry | {"dilation": [1, 1], "groups": 1, "quantization": quantization})
+    layer.weight.fill_(127)
+    x = torch.full((1, 32, 8, 8), 255.0)
+    if scheme == "dynamic":
+        return bool((layer(kernels, x) == 32 * 127 * 255).all())
+    layer.output_scale.fill_(32 * 127 * 255 / 200)
+    result = layer(kernels, kernels.quantize(Quantize({"quantization": quantization}), x))
+    codes = result if isinstance(result, Codes) else _codes_of(result)
+    return bool((codes.values == 200).all())

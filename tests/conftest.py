@@ -1,0 +1,78 @@
+"""Small models and data that the tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from slimkit.core.architecture import Architecture, Preprocessing
+from slimkit.core.folder import Classifier, write_folder
+from slimkit.core.models.describe import describe_layers
+from slimkit.standalone.model import SlimResNet18
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of downloads and timings for this run alone: the user's is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SLIMKIT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data and models beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared data and models are not at {SHARED}")
+    return SHARED
+
+
+def small_classifier(class_names: tuple[str, ...] = ("ant", "bee", "cat"), width: int = 8) -> Classifier:
+    """A SlimResNet18 of a few channels with weights of its own, for 32x32 images."""
+    torch.manual_seed(0)
+    module = SlimResNet18(len(class_names), width=width).eval()
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.3, 0.3)
+            layer.running_var.uniform_(0.5, 1.5)
+    architecture = Architecture(
+        model_type="SlimResNet18",
+        base={"name": "slimresnet18"},
+        num_classes=len(class_names),
+        class_names=class_names,
+        input_shape=(3, 32, 32),
+        output_shape=(len(class_names),),
+        preprocessing=Preprocessing(resize=36, crop=32),
+        layers=describe_layers(module, (3, 32, 32)),
+    )
+    return Classifier(module, architecture)
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return small_classifier()
+
+
+@pytest.fixture
+def model_folder(classifier: Classifier, tmp_path: Path) -> Path:
+    return write_folder(classifier, tmp_path / "model").folder or tmp_path
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Three classes that differ in colour: 12 training and 4 validation images each, 40x48 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 120, (40, 48, 3), dtype=torch.uint8, generator=generator)
+                pixels[..., label] += 120
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return tmp_path / "images"

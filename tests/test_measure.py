@@ -1,0 +1,274 @@
+"""Latency, size and accuracy of a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from slimkit.core.architecture import Preprocessing
+from slimkit.core.errors import DataError, ModelError, UsageError
+from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.measure.latency import Target, measure_latencies, split_runs, summarize
+from slimkit.core.measure.size import size_breakdown, size_mb
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# a model folder that notes who computed what, in which process and with how many threads
+LOADER = """
+import os
+import torch
+
+class Noting(torch.nn.Module):
+    def forward(self, images):
+        with open({log!r}, "a") as log:
+            print({name!r}, os.getpid(), len(images), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], file=log)
+        {body}
+        return images
+
+def load_model(path):
+    print("what a folder prints is no answer")
+    return Noting()
+"""
+
+
+def make_folder(path: Path, log: Path, body: str = "pass") -> Path:
+    path.mkdir()
+    (path / "trained_pruned_architecture.json").write_text(json.dumps({"input_shape": [3, 4, 4]}))
+    (path / "model_loader.py").write_text(LOADER.format(log=str(log), name=path.name, body=body))
+    return path
+
+
+def make_onnx(path: Path, sides: tuple[int | str, int | str] = (4, 4)) -> Path:
+    image = onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["n", 3, *sides])
+    output = onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["n", 3, *sides])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["input"], ["output"])], "relu", [image], [output])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that nobody has reaped yet does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+class TestLatency:
+    def test_folder_and_onnx_are_timed_in_turn_each_in_its_own_process(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        first = make_folder(tmp_path / "first", log, body="__import__('time').sleep(0.002)")
+        second = make_folder(tmp_path / "second", log)
+        targets = [Target(first), Target(second), Target(make_onnx(tmp_path / "relu.onnx"))]
+        latencies = measure_latencies(targets, runs=4, batch_size=3, threads=1, warmup=1)
+        assert [latency.runs for latency in latencies] == [4, 4, 4]
+        assert all(len(latency.samples) == 4 and min(latency.samples) > 0 for latency in latencies)
+        assert min(latencies[0].samples) >= 2  # it sleeps 2 ms in every run
+        lines = [line.split() for line in log.read_text().splitlines()]
+        # one warm-up run each, then rounds of one run after two that don't count: there, back, there, back
+        rounds = ["first", "second", "second", "first", "first", "second", "second", "first"]
+        assert [line[0] for line in lines] == ["first", "second"] + [name for name in rounds for _ in range(3)]
+        assert len({line[1] for line in lines} | {str(os.getpid())}) == 3
+        assert {tuple(line[2:]) for line in lines} == {("3", "1", "1")}  # batch, torch's threads, OMP_NUM_THREADS
+
+    def test_statistics(self) -> None:
+        rounds = [[1.0, 2.0], [3.0, 9.0], [5.0, 4.0]]
+        samples = np.array(rounds)
+        latency = summarize(rounds, batch_size=1, threads=2)
+        assert latency.samples == (1, 2, 3, 9, 5, 4)
+        assert latency.mean == pytest.approx(4)
+        assert latency.median == pytest.approx(3.5)
+        assert latency.p10 == pytest.approx(np.percentile(samples, 10))
+        assert latency.p90 == pytest.approx(np.percentile(samples, 90))
+        means = samples.mean(axis=1)
+        expected = scipy.stats.t.interval(0.95, len(means) - 1, means.mean(), scipy.stats.sem(means))
+        assert latency.confidence == pytest.approx(expected, rel=1e-3)
+        assert latency.uncertainty == pytest.approx((expected[1] - expected[0]) / 2 / 4, rel=1e-3)
+
+    def test_a_single_run_has_no_confidence_interval(self) -> None:
+        latency = summarize([[2.0]], batch_size=1, threads=1)
+        assert latency.confidence is None
+        assert latency.uncertainty is None
+
+    @pytest.mark.parametrize(("runs", "rounds"), [(100, (10,) * 10), (13, (2, 2, 2, 1, 1, 1, 1, 1, 1, 1)), (1, (1,))])
+    def test_runs_are_split_into_rounds(self, runs: int, rounds: tuple[int, ...]) -> None:
+        assert split_runs(runs) == rounds
+
+    def test_error_of_the_folder_is_named(self, tmp_path: Path) -> None:
+        folder = make_folder(tmp_path / "model", tmp_path / "log", body="raise ValueError('layer1.0.conv1 is odd')")
+        with pytest.raises(ModelError, match=r"model can't be timed: ValueError: layer1\.0\.conv1 is odd"):
+            measure_latencies([Target(folder)], runs=1)
+
+    def test_death_without_a_word_is_named(self, tmp_path: Path) -> None:
+        folder = make_folder(tmp_path / "model", tmp_path / "log", body="os._exit(9)")
+        with pytest.raises(ModelError, match="ended with code 9"):
+            measure_latencies([Target(folder)], runs=1)
+
+    def test_onnx_input_without_a_size_is_an_error(self, tmp_path: Path) -> None:
+        file = make_onnx(tmp_path / "free.onnx", sides=("h", "w"))
+        with pytest.raises(ModelError, match="no fixed size"):
+            measure_latencies([Target(file)], runs=1)
+
+    def test_missing_onnx_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match=r"gone\.onnx"):
+            measure_latencies([Target(tmp_path / "gone.onnx")], runs=1)
+
+    @pytest.mark.parametrize("option", ["runs", "batch_size", "threads"])
+    def test_counts_below_one_are_errors(self, option: str) -> None:
+        with pytest.raises(UsageError, match="is 0"):
+            measure_latencies([], **{option: 0})  # type: ignore[arg-type]  # every one of them is an int
+
+    def test_interrupt_ends_the_workers(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        folder = make_folder(tmp_path / "model", log)
+
+        @contextmanager
+        def interrupted(description: str, total: int) -> Iterator[Callable[[int], None]]:
+            def advance(units: int) -> None:
+                raise KeyboardInterrupt
+
+            yield advance
+
+        with pytest.raises(KeyboardInterrupt):
+            measure_latencies([Target(folder)], progress=interrupted)
+        assert not is_alive(int(log.read_text().split()[1]))
+
+    @pytest.mark.skipif(not Path("/proc").exists(), reason="finds out about other processes through /proc")
+    def test_workers_die_with_a_killed_parent(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        folder = make_folder(tmp_path / "model", log, body="__import__('time').sleep(0.05)")
+        code = (
+            "from pathlib import Path\n"
+            "from slimkit.core.measure.latency import Target, measure_latencies\n"
+            f"measure_latencies([Target(Path({str(folder)!r}))], runs=100000)"
+        )
+        parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+        try:
+            # 14 runs: the warm-up of 10, and well into the first round, which would last more than 500 s
+            assert wait_until(lambda: log.exists() and log.read_text().count("\n") > 14)
+            worker = int(log.read_text().split()[1])
+            assert is_alive(worker)
+        finally:
+            parent.send_signal(signal.SIGKILL)
+            parent.wait()
+        assert wait_until(lambda: not is_alive(worker), seconds=10)
+
+
+class TestSize:
+    def test_mb_is_two_to_the_twentieth(self, tmp_path: Path) -> None:
+        file = tmp_path / "weights.pth"
+        file.write_bytes(bytes(3 * 2**19))
+        assert size_mb(file) == 1.5
+
+    def test_breakdown_adds_up_to_the_file(self, tmp_path: Path) -> None:
+        state = {
+            "conv1.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int8),  # 216 bytes
+            "conv1.bias": torch.zeros(8),  # 32
+            "conv1.weight_scale": torch.zeros(8),  # 32
+            "downsample.0.weight": torch.zeros(5, dtype=torch.int8),  # 5, and no scale
+            "conv1.zero_point": torch.zeros((), dtype=torch.int64),  # 8
+        }
+        file = tmp_path / "weights.pth"
+        torch.save(state, file)
+        sizes = size_breakdown(state, file)
+        assert (sizes.weights, sizes.scales) == (216 + 32 + 5, 32 + 8)
+        assert sizes.weights + sizes.scales + sizes.container == file.stat().st_size
+
+
+class ListedImages:
+    """Images in memory whose every pixel is their own number."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for indices in order.split(batch_size):
+            pixels = indices.to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+            yield pixels, self.labels[indices], indices
+
+
+class Table(nn.Module):
+    """Answers image number i, as ListedImages gives it, with row i of a table."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.tensor(rows))
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        return self.rows[(images[:, 0, 0, 0] * 255).round().long()]
+
+
+RAW = Preprocessing(resize=4, crop=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+# in each row the classes come in the order 6, 5, 4, 3, 2, 1, 0
+FALLING = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+class TestAccuracy:
+    def test_top1_and_top5_in_batches_with_a_rest(self) -> None:
+        labels = [6, 6, 5, 2, 1, 0, 6]  # ranks 0, 0, 1, 4, 5, 6, 0
+        result = evaluate(Table([FALLING] * 7), ListedImages(labels), RAW, batch_size=3)
+        assert (result.correct, result.images) == (3, 7)
+        assert result.top1 == pytest.approx(100 * 3 / 7)
+        assert result.top5 == pytest.approx(100 * 5 / 7)
+
+    def test_classes_are_matched_through_the_label_map(self) -> None:
+        result = evaluate(Table([FALLING] * 2), ListedImages([0, 1]), RAW, label_map=torch.tensor([6, 0]))
+        assert result.correct == 1
+
+    def test_two_classes_are_all_among_the_first_five(self) -> None:
+        result = evaluate(Table([[1.0, 2.0]] * 2), ListedImages([0, 1]), RAW)
+        assert (result.top1, result.top5) == (50, 100)
+
+    def test_ties_are_broken_as_argmax_does(self) -> None:
+        assert evaluate(Table([[1.0, 1.0]] * 2), ListedImages([0, 1]), RAW).correct == 1
+
+    def test_nan_is_no_answer(self) -> None:
+        result = evaluate(Table([[float("nan"), 1.0]] * 2), ListedImages([0, 1]), RAW)
+        assert (result.top1, result.top5) == (0, 0)
+
+    def test_module_keeps_its_mode_and_progress_counts_images(self) -> None:
+        seen: list[int] = []
+
+        @contextmanager
+        def counting(description: str, total: int) -> Iterator[Callable[[int], None]]:
+            assert total == 5
+            yield seen.append
+
+        module = Table([FALLING] * 5).train()
+        evaluate(module, ListedImages([0] * 5), RAW, batch_size=2, progress=counting)
+        assert module.training
+        assert seen == [2, 2, 1]
+
+    def test_no_image_is_an_error(self) -> None:
+        with pytest.raises(DataError, match="no image"):
+            evaluate(Table([FALLING]), ListedImages([]), RAW)
+
+    def test_answers_that_are_no_logits_are_an_error(self) -> None:
+        with pytest.raises(ModelError, match=r"shape \[2, 3, 4, 4\]"):
+            evaluate(nn.Identity(), ListedImages([0, 1]), RAW)

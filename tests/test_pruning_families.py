@@ -1,0 +1,188 @@
+"""Pruning any CNN: torchvision's families, and networks of a user's own."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimkit.core.compat import import_torchvision
+from slimkit.core.errors import ModelError
+from slimkit.core.pruning import find_groups, prune_module
+
+ANSWER = "it gives the network's answer"
+
+
+def unsettled(module: nn.Module) -> nn.Module:
+    """The module with random BatchNorm statistics and scales, so that a channel kept in error shows."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.3)
+            part.running_var.uniform_(0.5, 2)
+            part.weight.data.uniform_(0.5, 1.5)
+            part.bias.data.normal_(0, 0.3)
+    return module.eval()
+
+
+def named(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return unsettled(import_torchvision().models.get_model(name, weights=None, num_classes=10, **quick))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "last"),
+    [
+        ("resnet18", 32, "fc"),
+        ("resnext50_32x4d", 32, "fc"),
+        ("mobilenet_v2", 32, "classifier.1"),
+        ("mobilenet_v3_large", 32, "classifier.3"),
+        ("densenet121", 32, "classifier"),
+        ("efficientnet_b0", 32, "classifier.1"),
+        ("regnet_y_400mf", 32, "fc"),
+        ("squeezenet1_1", 32, "classifier.1"),
+        ("mnasnet0_5", 32, "classifier.1"),
+    ],
+)
+def test_a_family_is_cut_in_every_layer_but_the_answer(name: str, size: int, last: str) -> None:
+    report = prune_module(named(name), (3, size, size), rate=0.3).report
+    assert report.whole == {last: ANSWER}
+    assert report.difference < 1e-4
+    assert 0.45 < report.after.macs / report.before.macs < 0.55  # about 0.7 squared
+    assert report.after.bytes < 0.55 * report.before.bytes
+
+
+def test_flattening_into_a_classifier() -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+    module = unsettled(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 16, 20), nn.ReLU(), nn.Linear(20, 3)))
+    cut = prune_module(module, (3, 8, 8), rate=0.5).module
+    assert (cut[0].out_channels, cut[5].in_features, cut[5].out_features) == (4, 4 * 16, 10)
+
+
+def test_a_network_that_takes_large_images_alone() -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=4, padding=1)]
+    pruned = prune_module(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 36, 3)), (3, 96, 96), rate=0.5)
+    assert pruned.module[4].in_features == 4 * 36
+    assert pruned.report.after.macs == 24 * 24 * 4 * 27 + 6 * 6 * 4 * 4 * 9 + 4 * 36 * 3
+
+
+def test_auxiliary_classifiers_are_named_as_not_called() -> None:
+    report = prune_module(named("googlenet"), (3, 64, 64), rate=0.3).report
+    assert report.whole.pop("fc") == ANSWER
+    assert {layer.split(".")[0] for layer in report.whole} == {"aux1", "aux2"}
+    assert set(report.whole.values()) == {"it is not called by itself"}
+
+
+def test_channel_shuffles_are_cut_between_and_left_across() -> None:
+    module = named("shufflenet_v2_x1_0")
+    pruned = prune_module(module, (3, 64, 64), rate=0.5)
+    reason = "its channels could only go all together"
+    assert pruned.report.whole.pop("fc") == ANSWER
+    assert set(pruned.report.whole.values()) == {reason}
+    assert pruned.module.stage2[1].branch2[0].out_channels == 29  # of 58
+
+
+def test_few_large_groups_lose_the_same_offsets_and_many_small_ones_go_whole() -> None:
+    torch.manual_seed(0)
+    large, small = nn.Conv2d(8, 16, 3, groups=2), nn.Conv2d(16, 16, 3, groups=8)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), large, nn.ReLU(), small, nn.ReLU(), nn.Conv2d(16, 2, 1)).eval()
+    cut = prune_module(module, (3, 8, 8), rate=0.5).module
+    assert (cut[1].in_channels, cut[1].out_channels, cut[1].groups) == (4, 8, 2)
+    assert (cut[3].in_channels, cut[3].out_channels, cut[3].groups) == (8, 8, 4)
+
+
+class Mixed(nn.Module):
+    """What else users write: a layer used twice, PReLU, spatial attention, a mean over space, a transformer's norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn, self.act = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PReLU(12)
+        self.twice = nn.Conv2d(12, 12, 3, padding=1, bias=False)
+        self.attention = nn.Conv2d(12, 1, 1)
+        self.deconv = nn.ConvTranspose2d(12, 10, 2, stride=2)
+        self.after = nn.Conv2d(10, 8, 1)
+        self.norm, self.hidden, self.out = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(self.stem(x)))
+        x = x + self.twice(F.relu(self.twice(x)))
+        x = x * torch.sigmoid(self.attention(x))
+        x = self.after(self.deconv(x)).mean((2, 3))
+        return self.out(F.gelu(self.hidden(self.norm(x))))
+
+
+def test_what_can_not_be_cut_is_left_and_named() -> None:
+    torch.manual_seed(0)
+    pruned = prune_module(unsettled(Mixed()), (3, 8, 8), rate=0.5)
+    assert pruned.report.whole == {
+        "stem": "deconv mixes channels",
+        "twice": "deconv mixes channels",
+        "attention": "mul spreads it over other channels",
+        "after": "norm mixes channels",
+        "out": ANSWER,
+    }
+    assert pruned.module.hidden.out_features == 8
+
+
+def test_concatenated_and_chunked_channels() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 1)
+            self.both, self.end = nn.Conv2d(12, 16, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.both(torch.cat([self.one(x), self.two(x)], 1)).chunk(2, 1)
+            return self.end(left * right.sigmoid())
+
+    torch.manual_seed(0)
+    cut = prune_module(Gated().eval(), (3, 4, 4), rate=0.5).module
+    assert (cut.one.out_channels, cut.two.out_channels, cut.both.in_channels) == (2, 4, 6)
+    assert (cut.both.out_channels, cut.end.in_channels) == (8, 4)
+
+
+def test_a_reshape_to_a_fixed_size_keeps_its_channels() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4 * 9, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).view(-1, 36))
+
+    assert "conv" in find_groups(Fixed(), (3, 3, 3)).whole
+
+
+def test_a_network_that_looks_at_its_numbers_can_not_be_traced() -> None:
+    class Choosy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ModelError, match="Choosy can't be traced"):
+        prune_module(Choosy(), (3, 4, 4), rate=0.5)
+
+
+def test_a_wrong_input_shape_names_the_layer() -> None:
+    with pytest.raises(ModelError, match="can't be followed at 0"):
+        prune_module(nn.Sequential(nn.Conv2d(3, 4, 1)), (5, 4, 4), rate=0.5)
+
+
+def test_a_network_in_half_precision_stays_in_it() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6))
+    module = module.append(nn.Conv2d(6, 2, 1)).bfloat16()
+    pruned = prune_module(module, (3, 4, 4), rate=0.5, batches=[torch.randn(8, 3, 4, 4)], reconstruct=False)
+    assert {value.dtype for value in pruned.module.parameters()} == {torch.bfloat16}
+    assert pruned.report.whole == {"0": "1 mixes channels", "4": ANSWER}
+
+
+def test_the_network_keeps_its_modes_and_what_is_frozen() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).train()
+    module[0].weight.requires_grad_(False)
+    module[1].eval()
+    cut = prune_module(module, (3, 4, 4), rate=0.5).module
+    assert [part.training for part in cut] == [True, False, True, True]
+    assert [part.training for part in module] == [True, False, True, True]
+    assert not cut[0].weight.requires_grad
+    assert cut[3].weight.requires_grad

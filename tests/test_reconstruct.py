@@ -1,0 +1,179 @@
+"""Repair after a cut: layers solved anew by least squares."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import small_classifier
+from torch import Tensor, nn
+
+from slimkit.core.compat import import_torchvision
+from slimkit.core.pruning.flow import Flow
+from slimkit.core.pruning.groups import Cut, find_groups, merge_cuts
+from slimkit.core.pruning.least_squares import Equations
+from slimkit.core.pruning.recalibrate import recalibrate
+from slimkit.core.pruning.reconstruct import reconstruct
+from slimkit.core.pruning.surgery import cut_layers
+
+
+def images(batches: int = 4, size: int = 16, side: int = 16, seed: int = 0) -> list[Tensor]:
+    """Smooth random images, since neighbouring pixels of photographs are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batches, size, 3, side // 4, side // 4, generator=generator)
+    return [nn.functional.interpolate(batch, scale_factor=4.0, mode="bilinear") for batch in coarse]
+
+
+def error(original: nn.Module, cut: nn.Module, batch: Tensor) -> float:
+    """The error of the cut network's answers, as a share of the original's variance."""
+    with torch.no_grad():
+        wanted, got = original(batch), cut(batch)
+    return float((got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
+def cut_of(module: nn.Module, channels: list[Tensor], side: int = 16) -> tuple[nn.Module, dict[str, Cut]]:
+    cuts = merge_cuts(find_groups(module, (3, side, side)).groups, channels)
+    return cut_layers(module, cuts), cuts
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("offset", [False, True])
+def test_equations_are_solved_as_torch_solves_them(monkeypatch: pytest.MonkeyPatch, wide: bool, offset: bool) -> None:
+    if wide:
+        monkeypatch.setattr("slimkit.core.pruning.least_squares.MAX_UNKNOWNS", 1)
+    torch.manual_seed(0)
+    rows, targets = torch.randn(2, 300, 7) + 1, torch.randn(2, 300, 4)
+    equations = Equations(7, offset=offset)
+    for start in range(0, 300, 50):
+        equations.add(rows[:, start : start + 50], targets[:, start : start + 50])
+    weights, offsets = equations.solve(torch.randn(2, 7, 4), ridge=1e-9)
+    known = torch.cat([rows, torch.ones(2, 300, 1)], 2) if offset else rows
+    wanted = torch.linalg.lstsq(known.double(), targets.double()).solution
+    torch.testing.assert_close(weights, wanted[:, :7], rtol=1e-4, atol=1e-4)
+    if offset:
+        torch.testing.assert_close(offsets, wanted[:, 7:], rtol=1e-4, atol=1e-4)
+    else:
+        assert not offsets.any()
+
+
+def test_a_large_ridge_keeps_the_weights() -> None:
+    torch.manual_seed(0)
+    equations = Equations(5, offset=False)
+    equations.add(torch.randn(1, 100, 5), torch.randn(1, 100, 3))
+    weights = torch.randn(1, 5, 3)
+    torch.testing.assert_close(equations.solve(weights, ridge=1e9)[0], weights.double())
+
+
+def test_without_a_cut_the_answers_stay() -> None:
+    module = small_classifier().module
+    same = copy.deepcopy(module)
+    reconstruct(module, same, {}, images())
+    assert error(module, same, images(seed=1)[0]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (nn.Conv2d, {"kernel_size": 3, "padding": 1}),
+        (nn.Conv2d, {"kernel_size": (3, 1), "stride": (2, 1), "padding": (2, 0), "dilation": (2, 1)}),
+        (nn.Conv2d, {"kernel_size": (3, 5), "padding": "same"}),
+        (nn.Conv2d, {"kernel_size": 3, "padding": 2, "padding_mode": "reflect", "bias": False}),
+        (nn.Conv2d, {"kernel_size": 3, "groups": 2}),
+    ],
+)
+def test_a_copied_channel_is_made_good_exactly(layer: type[nn.Module], options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), layer(8, 4, **options), nn.Flatten(), nn.LazyLinear(3)).eval()
+    module(images()[0])
+    module[0].weight.data[[1, 5]] = module[0].weight.data[[0, 4]]
+    module[0].bias.data[[1, 5]] = module[0].bias.data[[0, 4]]
+    groups = find_groups(module, (3, 16, 16)).groups
+    lost = torch.tensor([1]) if groups[0].width == 4 else torch.tensor([1, 5])  # one of the 4 pairs that go together
+    cut, cuts = cut_of(module, [lost, *[torch.tensor([], dtype=torch.int64)] * (len(groups) - 1)])
+    before = error(module, cut, images(seed=1)[0])
+    assert reconstruct(module, cut, cuts, images()) == 64
+    assert before > 0.02
+    assert error(module, cut, images(seed=1)[0]) < 0.001
+
+
+def half_of(module: nn.Module, side: int = 16) -> tuple[nn.Module, dict[str, Cut]]:
+    groups = find_groups(module, (3, side, side)).groups
+    return cut_of(module, [torch.arange(group.width // 2) for group in groups], side)
+
+
+def test_a_residual_network_cut_in_half_is_repaired_better_than_by_batch_norm() -> None:
+    module = small_classifier(width=16).module
+    recalibrate(module, images(16))
+    plain, cuts = half_of(module)
+    solved = copy.deepcopy(plain)
+    recalibrate(plain, images(16))
+    assert reconstruct(module, solved, cuts, images(16)) == 256
+    assert error(module, solved, images(16)[0]) < 0.3 * error(module, plain, images(16)[0])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "densenet121", "squeezenet1_1"])
+def test_other_families_are_repaired(name: str) -> None:
+    torch.manual_seed(0)
+    module = import_torchvision().models.get_model(name, weights=None, num_classes=10).eval()
+    batches = images(4, side=32)
+    recalibrate(module, batches)
+    cut, cuts = half_of(module, side=32)
+    before = error(module, cut, batches[0])
+    reconstruct(module, cut, cuts, batches)
+    assert error(module, cut, batches[0]) < 0.5 * before
+
+
+def test_with_little_memory_fewer_images_are_held_and_more_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_classifier(width=16).module
+    held: list[int] = []
+    monkeypatch.setattr(
+        Flow, "step_cut", lambda flow, at, step=Flow.step_cut: (held.append(flow.images), step(flow, at))
+    )
+    cut, cuts = half_of(module)
+    everything = copy.deepcopy(cut)
+    reconstruct(module, everything, cuts, images(16))
+    assert set(held) == {256}
+    held.clear()
+    monkeypatch.setattr("slimkit.core.pruning.flow.MEMORY_LIMIT", 2**19)
+    assert reconstruct(module, cut, cuts, images(16)) == 256
+    assert min(held) < 128 < held[-1] == 256
+    assert error(module, cut, images(16)[0]) < 1.3 * error(module, everything, images(16)[0])
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, one without a bias that nothing follows, and a product over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.plain = nn.Conv2d(8, 6, 3, stride=2, bias=False)
+        self.tokens, self.answer = nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.plain(x + self.twice(self.twice(x).relu()))
+        return self.answer(self.tokens(x.flatten(2).transpose(1, 2)).relu().mean(1))
+
+
+def test_a_layer_called_twice_keeps_its_weights_and_the_rest_is_repaired() -> None:
+    torch.manual_seed(0)
+    module = Twice().eval()
+    cut, cuts = half_of(module)
+    weight = cut.twice.weight.clone()
+    before = error(module, cut, images(seed=1)[0])
+    reconstruct(module, cut, cuts, images())
+    assert torch.equal(cut.twice.weight, weight)
+    assert error(module, cut, images(seed=1)[0]) < 0.5 * before
+
+
+def test_modes_gradients_and_types_stay_as_they_were() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 1)).bfloat16()
+    cut, cuts = half_of(module.train())
+    reconstruct(module, cut, cuts, images())
+    assert all(part.training for part in (*module, *cut))
+    assert {parameter.dtype for parameter in cut.parameters()} == {torch.bfloat16}
+    assert all(parameter.requires_grad for parameter in cut.parameters())
+    batch = images()[0]
+    reconstruct(module, cut, cuts, [batch])
+    assert torch.equal(batch, images()[0])

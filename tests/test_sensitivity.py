@@ -1,0 +1,70 @@
+"""What each group alone costs and saves."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from conftest import small_classifier
+from PIL import Image
+
+from slimkit.cli.app import main
+from slimkit.core.errors import UsageError
+from slimkit.core.folder import write_folder
+from slimkit.core.pruning import prune_module
+from slimkit.core.pruning.sensitivity import RATES, GroupSensitivity, Sensitivity, accuracy_lost, read_sensitivity
+
+
+def test_the_report_is_a_table_json_and_a_picture(
+    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = small_classifier(width=8)
+    write_folder(model, tmp_path / "base")
+    flags = ["--data", str(image_folder), "--threads", "1", "--calibration-images", "8", "-o", str(tmp_path / "out")]
+    assert main(["prune", str(tmp_path / "base"), "--sensitivity", *flags]) == 0
+    table = capsys.readouterr().out
+    assert "layer4.1.conv1" in table
+    assert "points lost" in table
+    report = read_sensitivity(tmp_path / "out.sensitivity.json")
+    assert len(report.entries) == 12 * len(RATES)  # a stream per stage, the inner layers of its two blocks
+    whole = prune_module(model.module, (3, 32, 32), rate=0.5).report
+    for entry in report.entries:
+        assert entry.width == entry.width_before - int(entry.rate * entry.width_before + 0.5)
+        assert 0 < entry.macs_saved < whole.before.macs
+        assert 0 < entry.bytes_saved < whole.before.bytes
+    # a block's inner layer: at rate 0.5 half of two 3x3 convolutions of 64 channels at 1x1 pixels
+    inner = next(e for e in report.entries if e.layers == ("layer4.1.conv1",) and e.rate == 0.5)
+    assert inner.macs_saved == 2 * 32 * 64 * 9
+    assert inner.bytes_saved == 4 * (2 * 32 * 64 * 9 + 4 * 32)  # and four numbers of BatchNorm a channel
+    with Image.open(tmp_path / "out.sensitivity.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 400
+    assert not (tmp_path / "out").exists()
+    assert main(["prune", str(tmp_path / "base"), "--sensitivity", *flags]) == 1  # it is there already
+
+
+def report(*lost: float, name: str = "conv1") -> Sensitivity:
+    entries = tuple(
+        GroupSensitivity((name,), rate, 100, round(100 * (1 - rate)), points, 1.0, 1, 1)
+        for rate, points in zip((0.2, 0.4, 0.6), lost, strict=True)
+    )
+    return Sensitivity("model", 70.0, 100, 5.0, "fp32", 10**6, 10**6, entries)
+
+
+def test_the_points_lost_are_interpolated_and_never_fall() -> None:
+    lost = accuracy_lost(report(1.0, 0.5, 4.0), ["conv1"], (100,))
+    at = [lost(0, width) for width in (100, 90, 80, 60, 50, 40, 20)]
+    assert at == pytest.approx([0, 0.5, 1.0, 1.0, 2.5, 4.0, 7.0], abs=0.01)
+
+
+def test_a_report_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no group of conv1 with 64 channels"):
+        accuracy_lost(report(1, 2, 3), ["conv1"], (64,))
+    with pytest.raises(UsageError, match="no group of conv2"):
+        accuracy_lost(report(1, 2, 3), ["conv2"], (100,))
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(dataclasses.asdict(report(1, 2, 3))))
+    assert read_sensitivity(file) == report(1, 2, 3)
+    file.write_text("[]")
+    with pytest.raises(UsageError, match="is no sensitivity report"):
+        read_sensitivity(file)

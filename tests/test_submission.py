@@ -1,0 +1,81 @@
+"""A submission on its own: in an environment with what its requirements.txt names, and nothing of slimkit."""
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from slimkit.core.data import open_dataset, write_image_folder
+from slimkit.core.folder import read_folder
+from slimkit.core.options import QuantizeOptions, ScoreOptions, TrainOptions
+from slimkit.core.scoring import run_score
+from slimkit.core.stages import run_quantize, run_train
+
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+
+
+@pytest.fixture(scope="module")
+def submission(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network, trained a little on digits100 and quantized."""
+    root = tmp_path_factory.mktemp("submission")
+    run_train(TrainOptions(model="slimresnet18", width=8, output=root / "train", epochs=1, image_size=32))
+    run_quantize(QuantizeOptions(model=str(root / "train"), output=root / "submission", calibration_images=128))
+    return root / "submission"
+
+
+@pytest.fixture(scope="module")
+def python(submission: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment made from the submission's requirements.txt."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    executable = folder / "bin" / "python"
+    needs = ["--constraint", CONSTRAINTS, "--requirement", submission / "requirements.txt"]
+    install = [executable, "-m", "pip", "install", "--quiet", *needs]
+    subprocess.run(install, check=True)
+    return executable
+
+
+def test_the_panel_gets_the_accuracy_that_slimkit_gets(submission: Path, python: Path, tmp_path: Path) -> None:
+    options = ScoreOptions(model=str(submission), baseline_size=50, baseline_latency=10, baseline_accuracy=80)
+    ours = run_score(ScoreOptions(**vars(options) | {"output": tmp_path / "ours.json", "runs": 10})).to_dict()
+    data = open_dataset("digits100", image_size=32)
+    write_image_folder(data.test, data.class_names, tmp_path / "data" / "test")
+    command = [
+        *(python, submission / "model_loader.py", "--submission_dir", submission, "--data_dir", tmp_path / "data"),
+        *("--baseline_size", "50", "--baseline_latency", "10", "--baseline_accuracy", "80"),
+        *("--output_file", tmp_path / "results.json"),
+    ]
+    subprocess.run(list(map(str, command)), cwd="/", check=True)
+    theirs = json.loads((tmp_path / "results.json").read_text())
+    assert theirs["accuracy"] == pytest.approx(ours["accuracy"], abs=1e-9)
+    assert theirs["images"] == ours["images"] == 2000
+    assert theirs["model_size"] == ours["model_size"]
+    parts = [theirs[f"{name}_score"] for name in ("size", "latency", "accuracy")]
+    assert theirs["total_score"] == pytest.approx(0.3 * parts[0] + 0.3 * parts[1] + 0.4 * parts[2])
+
+
+def test_the_logits_are_the_same_bit_for_bit(submission: Path, python: Path, tmp_path: Path) -> None:
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.save((images, read_folder(submission).module(images)), tmp_path / "ours.pt")
+    code = (
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(submission)!r})\n"
+        "from model_loader import load_model\n"
+        f"images, ours = torch.load({str(tmp_path / 'ours.pt')!r})\n"
+        f"model = load_model({str(submission)!r})\n"
+        "assert not model.training\n"
+        "assert torch.equal(model(images.to(next(model.parameters()).dtype)), ours)\n"
+        "assert torch.equal(model(images.contiguous(memory_format=torch.channels_last)), ours)\n"
+        "assert torch.equal(torch.cat([model(image[None]) for image in images]), ours)\n"
+    )
+    subprocess.run([python, "-c", code], cwd="/", check=True)
+
+
+def test_the_environment_holds_no_slimkit(python: Path) -> None:
+    for package in ("slimkit", "torchvision"):
+        assert subprocess.run([python, "-c", f"import {package}"], cwd="/", capture_output=True).returncode != 0
+    assert python != Path(sys.executable)
