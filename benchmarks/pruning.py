@@ -5,10 +5,10 @@
 
 resnet18 on CIFAR-100 at 64x64 pixels, both tools at the same MACs (within 2 %). Torch-Pruning has seven importances and
 three scopes for CNNs: all 21 are tried, the best three by 1,000 training images are measured on the test images, and
-the best of those counts. Its BatchNorm is recalibrated on 2,048 training images; slimkit runs as by
-`slimkit prune --macs F --round-to 16`. The
-epoch of fine-tuning is the same for both: loop, order of the images, augmentation, schedule; no teacher. Latencies are
-medians of 200 runs at batch 1, each network in a process of its own, in turn.
+the best of those counts. Its BatchNorm is recalibrated on 2,048 training images; slimkit's networks are those of
+`slimkit prune --macs F --round-to 16`. The epoch of fine-tuning is the same for both: loop, order of the images,
+augmentation, schedule; no teacher. Latencies are medians of 200 runs at batch 1, each network in a process of its own,
+in turn.
 
 What was measured is kept in --results, so that a run that was stopped goes on where it was.
 """

@@ -69,7 +69,7 @@ class PruneOptions(ModelOptions):
     target: Target = "fp32"  # what the latency is measured in, and widths are rounded for
     batch_size: int = 1  # of the latency
     importance: Importance = "error"
-    scope: Scope = "global"
+    scope: Scope | None = None  # what is ranked together; None: local for a rate, which every group loses, else global
     max_rate: float = 0.9  # of a group's channels, where groups are ranked together
     round_to: str = "auto"  # widths are multiples of it; none; auto: of the kernels' step on this CPU
     reconstruct: bool = True  # solve every layer anew after the cut

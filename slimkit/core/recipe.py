@@ -26,6 +26,7 @@ from slimkit.core.options import (
     TrainOptions,
 )
 from slimkit.core.progress import Progress, silent
+from slimkit.core.pruning.stage import check_budget
 from slimkit.core.scoring import run_score
 from slimkit.core.stages import run_distill, run_prune, run_quantize, run_train
 from slimkit.core.typed import FieldError, parse_dataclass, reject_unknown
@@ -92,6 +93,8 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path, source: str = "the r
             stages[name] = _under(root, parse_dataclass(cls, values, f"{source}: {name}"), first=name == "train")
     except FieldError as error:
         raise UsageError(f"{error}.", "Correct it there; `slimkit compress -h` lists the options.") from None
+    assert isinstance(stages["prune"], PruneOptions)  # the section called prune
+    check_budget(stages["prune"])  # before hours of training, not after them
     return Recipe(root, stages | {"train": _without_needless_training(stages["train"])})
 
 

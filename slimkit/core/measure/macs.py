@@ -4,12 +4,14 @@ One MAC is one multiplication with its addition. Convolutions and linear layers 
 activations and pooling are not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimkit.core.measure.modes import evaluating
 
@@ -43,7 +45,21 @@ def layer_costs(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Laye
 def _pass_without_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
     tensors = {name: value.to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
     image = _first_parameter(module).new_zeros(1, *input_shape, device="meta")
-    return torch.func.functional_call(module, tensors, (image,))
+    with _skipping_norms(module):
+        return torch.func.functional_call(module, tensors, (image,))
+
+
+@contextmanager
+def _skipping_norms(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm return what it is given: it changes no shape, and is most of the time of a pass on meta."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and "forward" not in vars(part)]
+    for norm in norms:
+        vars(norm)["forward"] = lambda values: values
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del vars(norm)["forward"]
 
 
 def _costs_of_pass(module: nn.Module, run: Callable[[], Any]) -> dict[str, LayerCost]:

@@ -48,7 +48,7 @@ def prune(
     *,
     rate: float,
     importance: str | None = None,
-    scope: Scope | None = None,
+    scope: Scope = "local",
     max_rate: float = MAX_RATE,
     round_to: Sequence[int] | None = None,
     batches: Batches | None = None,
@@ -78,7 +78,7 @@ def prune_module(
     *,
     rate: float,
     importance: str | None = None,
-    scope: Scope | None = None,
+    scope: Scope = "local",
     max_rate: float = MAX_RATE,
     round_to: Sequence[int] | None = None,
     batches: Batches | None = None,
@@ -89,8 +89,7 @@ def prune_module(
 
     input_shape: (channels, height, width) of one image.
     importance: a name in `importance.IMPORTANCES`; None: `error` with images, `l1` without.
-    scope, max_rate, round_to: how the share is spread over the groups, see `allocation.allocate`; a scope of None is
-        global with images, local without.
+    scope, max_rate, round_to: how the share is spread over the groups, see `allocation.allocate`.
     batches: normalized images [n, *input_shape] on which the network is repaired, if any.
     reconstruct: whether that repair solves every layer anew (`reconstruct.py`), and not BatchNorm's statistics alone.
 
@@ -120,16 +119,15 @@ def plan_rate(
     *,
     rate: float,
     importance: str | None = None,
-    scope: Scope | None = None,
+    scope: Scope = "local",
     max_rate: float = MAX_RATE,
     round_to: Sequence[int] | None = None,
     batches: Batches | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """Choose the share `rate` of the channels; the arguments are those of `prune_module`, and so is what it raises."""
-    _check_rate(rate)
+    check_rate(rate)
     importance = importance or ("error" if batches is not None else "l1")
-    scope = scope or ("global" if batches is not None else "local")
     scores = score_groups(module, grouping.groups, importance, batches, progress)
     chosen = allocate(
         module,
@@ -233,7 +231,8 @@ def cut_and_repair(
     return Repaired(cut, difference, solved, recalibrated)
 
 
-def _check_rate(rate: float) -> None:
+def check_rate(rate: float) -> None:
+    """Raise UsageError for what is no share of the channels."""
     if not 0 < rate < 1:  # NaN fails this too
         raise UsageError(f"The pruning rate {rate:g} is not 0 < rate < 1.", "Give a share such as 0.3.")
 

@@ -20,7 +20,7 @@ from slimkit.core.models.describe import describe_layers
 from slimkit.core.models.resolve import materialize
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
-from slimkit.core.pruning.allocation import allocate, channel_macs, least_important
+from slimkit.core.pruning.allocation import Scope, allocate, channel_macs, least_important
 from slimkit.core.pruning.budgets import (
     MOST,
     Budget,
@@ -45,6 +45,7 @@ from slimkit.core.pruning.surgery import cut_layers
 from slimkit.core.quantization import quantize
 
 SEARCH_RUNS, FINAL_RUNS = 50, 100  # timed runs of a network
+MILDER = 20  # severities below the one that just fits, at which what is left of a budget is spent
 MOVES = 16  # steps, about, in which a latency budget narrows a group
 
 Finetune = Callable[[Classifier], Classifier]  # trains in place and records it
@@ -120,12 +121,22 @@ class Search:
     @cached_property
     def scores(self) -> tuple[Tensor, ...]:
         """Of the channels of each group."""
-        return score_groups(self.classifier.module, self.grouping.groups, self.options.importance, self.batches)
+        options = self.options
+        return score_groups(
+            self.classifier.module, self.grouping.groups, options.importance, self.batches, self.progress
+        )
 
     @cached_property
     def steps(self) -> list[int]:
         """What the width of each group is a multiple of."""
         return steps_of(self.options.round_to, self.shapes.full, self.options.target)
+
+    @property
+    def scope(self) -> Scope:
+        """A rate is what every group loses; any other budget is spent where it costs least, unless told otherwise."""
+        options = self.options
+        others = (options.macs, options.params, options.latency, options.max_drop)
+        return options.scope or ("local" if all(budget is None for budget in others) else "global")
 
     def choose(self, severity: float, *, rounded: bool = True) -> Chosen:
         """The channels that go at a severity; none at 0."""
@@ -137,7 +148,7 @@ class Search:
             self.grouping.groups,
             self.scores,
             severity,
-            scope=self.options.scope,
+            scope=self.scope,
             max_rate=self.options.max_rate,
             round_to=self.steps if rounded else None,
             costs=channel_macs(self.classifier.module, self.grouping.groups, self.input_shape) if by_error else None,
@@ -170,8 +181,14 @@ class Search:
         return self._fit(lambda chosen: int(getattr(self.cost(chosen), budget.kind)), budget.amount, what)
 
     def _fit(self, cost: Callable[[Chosen], float], limit: float, what: str) -> Chosen:
-        within, beyond = fit_severity(self.choose, cost, limit, what=what)
-        return spend_rest(within, beyond, cost, limit)
+        chosen, milder = fit_severity(self.choose, cost, limit, what=what)
+        severity = sum(len(lost) for lost in milder) / sum(self.shapes.full)
+        for part in range(MILDER, 0, -1):  # where the next group to grow is too dear, others may still be affordable
+            chosen = spend_rest(chosen, milder, cost, limit)
+            milder = tuple(
+                min(pair, key=len) for pair in zip(chosen, self.choose(severity * part / MILDER), strict=True)
+            )
+        return chosen
 
     def to_latency(self, budget: Budget) -> Pruned:
         """Narrow groups by what they lose for a ms saved, until the whole network, measured, is fast enough."""

@@ -12,6 +12,7 @@ from slimkit.core.folder import Classifier
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
+from slimkit.core.pruning.prune import check_rate
 from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Pruned, Search
 from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
 from slimkit.core.pruning.shapes import Cost
@@ -76,10 +77,7 @@ def measure_sensitivity(
 
 def budget_of(options: PruneOptions, whole: Cost) -> Budget:
     """The one budget that `options` give for a network of the cost `whole`. Raises UsageError."""
-    given = [name for name in ("rate", "macs", "params", "latency", "max_drop") if getattr(options, name) is not None]
-    if len(given) > 1:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{flags} are several budgets.", "Give one of them.")
+    check_budget(options)
     if options.macs is not None:
         return Budget("macs", absolute("macs", options.macs, whole.macs))
     if options.params is not None:
@@ -90,10 +88,17 @@ def budget_of(options: PruneOptions, whole: Cost) -> Budget:
         if not 0 <= options.max_drop < 100:
             raise UsageError(f"--max-drop {options.max_drop:g} is no drop.", "Give points of top-1, such as 1.0.")
         return Budget("max_drop", options.max_drop)
-    rate = DEFAULT_RATE if options.rate is None else options.rate
-    if not 0 < rate < 1:
-        raise UsageError(f"The pruning rate {rate:g} is not 0 < rate < 1.", "Give a share such as 0.3.")
-    return Budget("rate", rate)
+    return Budget("rate", DEFAULT_RATE if options.rate is None else options.rate)
+
+
+def check_budget(options: PruneOptions) -> None:
+    """What can be told before there is a network. Raises UsageError for several budgets, or an impossible rate."""
+    given = [name for name in ("rate", "macs", "params", "latency", "max_drop") if getattr(options, name) is not None]
+    if len(given) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{flags} are several budgets.", "Give one of them.")
+    if options.rate is not None:
+        check_rate(options.rate)
 
 
 def _sample(images: Images, count: int) -> Images:

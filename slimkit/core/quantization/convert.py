@@ -147,7 +147,7 @@ def _correct_biases(
     batches: list[Tensor],
     progress: Progress,
 ) -> None:
-    """Give each bias what rounding the weights took from the mean of its channel (Nagel et al. 2019)."""
+    """Give each bias what rounding the weights took from its channel's mean (Nagel et al. 2019, arXiv:1906.04721)."""
     nodes = {"input": next(iter(traced.graph.nodes))} | {o.name: o.node for o in operations}
     layers = [o for o in operations if o.type in WEIGHTED and not o.is_float and "dimensions" not in o.options]
     means = observe_means(traced, {nodes[o.inputs[0]] for o in layers}, batches, progress)

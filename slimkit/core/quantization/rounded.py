@@ -40,12 +40,27 @@ def read_rounded(made: Classifier) -> dict[str, RoundedLayer]:
 
 
 def replace_rounded(made: Classifier, layers: Mapping[str, RoundedLayer]) -> Classifier:
-    """`made` with the numbers of `layers` in place of its own, and all its scales of activations."""
+    """`made` with the numbers of `layers` in place of its own, and all its scales of activations.
+
+    In a static network each bias is rounded to a multiple of the sums' scale: runtimes add it as an integer.
+    """
     module = copy.deepcopy(made.module)
     state = module.state_dict()
     for name, layer in layers.items():
         is_packed = state[f"{name}.weight"].dtype == torch.uint8
         state[f"{name}.weight"] = pack(layer.codes) if is_packed else layer.codes
-        state[f"{name}.weight_scale"], state[f"{name}.bias"] = layer.scale, layer.bias
+        input_scale = _input_scale(made, state, name)
+        step = None if input_scale is None else (input_scale * layer.scale).double()
+        bias = layer.bias if step is None else ((layer.bias / step).round() * step).float()
+        state[f"{name}.weight_scale"], state[f"{name}.bias"] = layer.scale, bias
     module.load_state_dict(state)
     return dataclasses.replace(made, module=module)
+
+
+def _input_scale(made: Classifier, state: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """The scale of the codes that the layer reads, which layers without a scale of their own hand on; else None."""
+    inputs = {layer.name: layer.inputs for layer in made.architecture.layers}
+    source = inputs[name][0]
+    while source in inputs and f"{source}.output_scale" not in state:
+        source = inputs[source][0]
+    return state.get(f"{source}.output_scale")
