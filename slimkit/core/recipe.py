@@ -50,6 +50,8 @@ _SECTIONS: dict[str, type[ModelOptions]] = {
     "quantize": QuantizeOptions,
     "score": ScoreOptions,
 }
+# a quarter of the usual images: the distillation that follows repairs far more than they would
+_IN_A_CHAIN: dict[str, dict[str, Any]] = {"prune": {"reconstruction_images": 1024}}
 _STARTING = ("model", "weights", "pretrained")  # what the chain starts from
 _SHARED = tuple(f.name for f in dataclasses.fields(CommonOptions) if f.name != "force")
 
@@ -89,7 +91,7 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path, source: str = "the r
             section = settings.get(name) or {}
             if not isinstance(section, Mapping):
                 raise FieldError(f"{source}: {name} should be a mapping of options")
-            values = {**shared, **(starting if name == "train" else {}), **section}
+            values = {**_IN_A_CHAIN.get(name, {}), **shared, **(starting if name == "train" else {}), **section}
             stages[name] = _under(root, parse_dataclass(cls, values, f"{source}: {name}"), first=name == "train")
     except FieldError as error:
         raise UsageError(f"{error}.", "Correct it there; `slimkit compress -h` lists the options.") from None
