@@ -73,7 +73,6 @@ def convolution(inputs: list[str], relu: bool, **changes: Any) -> dict[str, Any]
 
 CODES = {"scheme": "static", "output": "uint8 per tensor"}
 QUANTIZE = {"name": "quantize", "type": "Quantize", "inputs": ["input"], "quantization": CODES}
-OTHER = QUANTIZE | {"name": "other"}
 FLATTEN = {"name": "flatten", "type": "Flatten", "inputs": ["conv"]}
 FLATTEN |= {"options": {"function": "Tensor.flatten", "arguments": [{"input": 0}, 1]}}
 LINEAR = {"name": "fc", "type": "QuantizedLinear", "inputs": ["flatten"], "out_channels": 5, "activation": None}
@@ -96,22 +95,17 @@ def codes_of(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS, ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("stride", "groups"), [([1, 1], 1), ([1, 1], 16), ([2, 2], 2)])
 def test_a_static_convolution_is_the_sum_of_integer_products(
-    arithmetic: Any, relu: bool, residual: bool, stride: list[int], groups: int, monkeypatch: pytest.MonkeyPatch
+    arithmetic: Any, relu: bool, stride: list[int], groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against float64, where all sums of integers are exact; the codes may differ by one where a sum is a tie."""
-    if residual and (not relu or stride != [1, 1]):
-        pytest.skip("a residual is added where a ReLU follows, and has the output's shape")
     use(arithmetic, monkeypatch)
     torch.manual_seed(0)
-    inputs = ["quantize", "other"] if residual else ["quantize"]
     size = 16 * (64 if stride == [1, 1] else 16)
     last = LINEAR | {"in_channels": size, "out_channels": size, "quantization": {"scheme": "static"}}
-    network = network_of(QUANTIZE, OTHER, convolution(inputs, relu, stride=stride, groups=groups), FLATTEN, last)
+    network = network_of(QUANTIZE, convolution(["quantize"], relu, stride=stride, groups=groups), FLATTEN, last)
     set_scale(network.quantize, 0.03, 120)
-    set_scale(network.other, 0.021, 99)
     set_scale(network.conv, 0.011, 0 if relu else 131)
     randomize(network.conv)
     # a classifier that hands the codes through, times 127
@@ -121,14 +115,28 @@ def test_a_static_convolution_is_the_sum_of_integer_products(
     weight, scale = network.conv.weight.double(), network.conv.weight_scale.double()
     sums = functional.conv2d(signal, weight, None, stride, 1, 1, groups)
     real = sums * (0.03 * scale).view(-1, 1, 1) + network.conv.bias.double().view(-1, 1, 1)
-    if residual:
-        real += (codes_of(x, 0.021, 99) - 99) * 0.021
     zero_point = 0 if relu else 131
     expected = codes_of(real.relu() if relu else real, 0.011, zero_point) - zero_point
     shown = network(x) / 127 / 0.011
     difference = (shown - expected.flatten(1)).abs()
     assert difference.max() < 1.01
     assert (difference > 0.01).float().mean() < 0.001
+
+
+def test_a_static_convolution_takes_no_residual() -> None:
+    with pytest.raises(ValueError, match=r"'conv'.*one input"):
+        network_of(QUANTIZE, QUANTIZE | {"name": "other"}, convolution(["quantize", "other"], True))
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_the_trace_gives_the_answers_of_the_single_layers(scheme: str) -> None:
+    network, arithmetic = network_in(scheme), standalone.cpu_arithmetic()
+    if not isinstance(arithmetic, standalone.Int8Kernels):
+        pytest.skip("this machine has no int8 kernels")
+    for batch in (images(5), torch.nn.functional.interpolate(images(2), scale_factor=2.0)):
+        alone = torch.cat([network._run(arithmetic, image) for image in batch.split(1)])
+        assert torch.equal(network(batch), alone)
+        assert "_run" not in repr(network._traced[batch.shape[1:]])  # or it would be compared to itself
 
 
 def test_the_largest_products_do_not_saturate() -> None:
@@ -192,9 +200,9 @@ def test_a_static_network_stays_in_uint8_up_to_the_classifier() -> None:
     seen = []
 
     class Spy(standalone.FloatArithmetic):
-        def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
+        def linear(self, layer: Any, x: Any) -> Tensor:
             seen.append(x)
-            return super().linear_sums(layer, x)
+            return super().linear(layer, x)
 
     kinds = []
     for step in network._steps:

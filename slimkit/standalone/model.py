@@ -247,6 +247,8 @@ class Int8Network(nn.Module):
             expired = tuple(source for source in set(inputs) if source not in later)
             self._steps.append(_Step(name, _attach(self, entry), inputs, expired))
             known.add(name)
+        self._is_dynamic = any(step.layer.is_dynamic for step in self._steps)
+        self._traced: dict[torch.Size, Callable[[Tensor], Tensor]] = {}  # by the shape of an image
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -256,10 +258,34 @@ class Int8Network(nn.Module):
         if not isinstance(arithmetic, Int8Kernels):
             with torch.autocast(x.device.type, enabled=False):  # its half precision can't hold the integer sums
                 return self._run(arithmetic, x)
+        shape = x.shape[1:]
+        if not len(x):
+            return self._run(FloatArithmetic(), x)
+        if shape not in self._traced:
+            self._traced[shape] = self._trace(arithmetic, x[:1])
+        run = self._traced[shape]
         # Image by image where ranges are taken per image: a kernel knows one range for all of its batch.
-        is_dynamic = any(step.layer.is_dynamic for step in self._steps)
+        return torch.cat([run(image) for image in torch.split(x, 1)]) if self._is_dynamic else run(x)
+
+    def _trace(self, arithmetic: Int8Kernels, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`_run` for images of the shape of `x`, as one call: Python takes a third of the time of a small network.
+
+        Where TorchScript can't have all of it, or has not the same answers, it is `_run` itself.
+        """
+        run = functools.partial(self._run, arithmetic)
         with _onednn_engine():
-            return torch.cat([self._run(arithmetic, part) for part in (torch.split(x, 1) if is_dynamic else [x])])
+            run(x)  # so that the weights are packed
+        with warnings.catch_warnings(), contextlib.suppress(AttributeError, RuntimeError):
+            warnings.simplefilter("ignore")  # that what is constant for images of this shape becomes a constant
+            body = _Traceable(self, arithmetic).eval()
+            weights = body.opaque_weights()
+            traced = torch.jit.trace(body, (x, *weights), check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.freeze(traced, optimize_numerics=False)
+            body.set_opaque_weights(weights)
+            other = x.flip(-1) if self._is_dynamic else torch.cat([x, x.flip(-1)])
+            if torch.equal(traced(other, *weights), run(other)):
+                return lambda x: traced(x, *weights)
+        return run
 
     def _run(self, arithmetic: FloatArithmetic, x: Tensor) -> Tensor:
         values: dict[str, Any] = {"input": x}
@@ -270,9 +296,45 @@ class Int8Network(nn.Module):
         logits: Tensor = values[self._steps[-1].name]
         return logits
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._traced = {}
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what belongs to this process alone."""
+        return {**self.__dict__, "_traced": {}}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Network:
         """Move, but keep every dtype: half precision has no room for scales."""
+        self._traced = {}
         return super()._apply(lambda t: t.to(fn(t).device), recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Traceable(nn.Module):
+    """An int8 network as the tracer wants it: weights in oneDNN's own layout can't be constants, so they are inputs."""
+
+    def __init__(self, network: Int8Network, arithmetic: Int8Kernels) -> None:
+        super().__init__()
+        self.network = network
+        self.arithmetic = arithmetic
+
+    def opaque_weights(self) -> list[Tensor]:
+        """In the order of the layers."""
+        return [layer.packed[0] for layer in self._opaque_layers()]
+
+    def set_opaque_weights(self, weights: Sequence[Tensor]) -> None:
+        """The reverse of `opaque_weights`."""
+        for layer, weight in zip(self._opaque_layers(), weights, strict=True):
+            layer.packed = (weight, *layer.packed[1:])
+
+    def _opaque_layers(self) -> list[Int8Layer]:
+        layers = [step.layer for step in self.network._steps]
+        return [layer for layer in layers if isinstance(layer.packed, tuple)]
+
+    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
+        """As the network does."""
+        self.set_opaque_weights(weights)
+        return self.network._run(self.arithmetic, x)
 
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -357,15 +419,17 @@ class _Int8Weights(Int8Layer):
 
 
 class QuantizedConv2d(_Int8Weights):
-    """Convolution; a second input, the residual, is added before the activation."""
+    """Convolution; to a dynamic one a second input, the residual, is added before the activation."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry, *_convolution_shape(entry))
+        if not self.is_dynamic and len(entry.get("inputs") or ()) > 1:
+            raise ValueError("a static convolution takes one input")
         self.geometry = tuple(entry[key] for key in ("stride", "padding", "dilation", "groups"))
 
     def forward(self, arithmetic: FloatArithmetic, x: Any, residual: Any = None) -> Any:
         """[n, in_channels, h, w] and, for the residual and the output, [n, out_channels, h', w']."""
-        return arithmetic.convolve(self, arithmetic.quantize_per_image(x) if self.is_dynamic else x, residual)
+        return arithmetic.convolve(self, x, residual)
 
 
 class QuantizedLinear(_Int8Weights):
@@ -376,8 +440,7 @@ class QuantizedLinear(_Int8Weights):
 
     def forward(self, arithmetic: FloatArithmetic, x: Any) -> Any:
         """[n, ..., in_channels] -> [n, ..., out_channels]."""
-        sums, scale = arithmetic.linear_sums(self, arithmetic.quantize_per_image(x) if self.is_dynamic else x)
-        return self.finish(arithmetic, torch.addcmul(self.bias, sums, scale * self.weight_scale))
+        return self.finish(arithmetic, arithmetic.linear(self, x))
 
 
 class Conv2d(Int8Layer):
@@ -586,15 +649,18 @@ class FloatArithmetic:
         return Codes(self.round(x, scale, zero_point), scale, zero_point)
 
     def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
-        """activation(convolution + residual), as codes or float."""
+        """activation(convolution + residual), as codes or float; a residual is float, and so is the output then."""
+        x = self.quantize_per_image(x) if layer.is_dynamic else x
         codes = x.values.float() - x.zero_point
         sums = functional.conv2d(codes, layer.weight_codes().float(), None, *layer.geometry)
         y = sums * (x.scale * layer.weight_scale[:, None, None]) + layer.bias[:, None, None]
         return layer.finish(self, y if residual is None else y.add_(self.real(residual)))
 
-    def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
-        """The integer sums of products of codes, as float32, and the scale of x."""
-        return functional.linear(x.values.float() - x.zero_point, layer.weight_codes().float()), x.scale
+    def linear(self, layer: Any, x: Any) -> Tensor:
+        """Linear layer, to float."""
+        x = self.quantize_per_image(x) if layer.is_dynamic else x
+        sums = functional.linear(x.values.float() - x.zero_point, layer.weight_codes().float())
+        return torch.addcmul(layer.bias, sums, x.scale * layer.weight_scale)
 
     def add(self, layer: Any, x: Any, y: Any) -> Any:
         """Sum of codes or floats -> codes."""
@@ -611,6 +677,9 @@ class FloatArithmetic:
         if not isinstance(x, Codes):
             return layer.call([x])
         return x._replace(values=layer.call([x.values.float()]).to(torch.uint8))
+
+
+EXACT_INPUTS = 2**24 // (255 * 128)  # of a linear layer, whose sums float32 then holds in any case
 
 
 class Int8Kernels(FloatArithmetic):
@@ -630,58 +699,44 @@ class Int8Kernels(FloatArithmetic):
         """Float -> codes of the layer's output scale, in the kernels' memory format."""
         return super().quantize(layer, _channels_last(x))
 
-    def quantize_per_image(self, x: Tensor) -> Codes:
-        """Float, one image -> codes that span its range."""
-        x = _channels_last(x)
-        low, high = torch.aminmax(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)  # in memory order: no copy
-        bottom, top = min(low.item(), 0.0), max(high.item(), 0.0)
-        scale = (top - bottom) / 255 or 1.0
-        zero_point = round(-bottom / scale)
-        return Codes(self.round(x, scale, zero_point), scale, zero_point)
-
     def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
         """As FloatArithmetic's, but a residual's memory is written over, and needs a ReLU after it."""
         if layer.packed is None:
             packed = torch.ops.onednn.qconv_prepack(layer.weight_codes(), layer.weight_scale, 1.0, 0, *layer.geometry)
             layer.packed = (packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
+        weights = (*layer.packed, layer.bias, *layer.geometry, "relu" if layer.activation else "none")
+        if layer.is_dynamic:
+            return layer.activate(_scripted(_convolve_image)(x, *weights, residual))
         scale, zero_point = self.numbers(layer) if layer.gives_codes else (1.0, 0)
-        dtype = torch.uint8 if layer.gives_codes else torch.float32
-        source = (_channels_last(x.values), *x[1:], *layer.packed)
-        target = (layer.bias, *layer.geometry, scale, zero_point, dtype)
-        relu = "relu" if layer.activation else "none"
-        if residual is None:
-            y = torch.ops.onednn.qconv2d_pointwise(*source, *target, relu, [], "")
-        else:
-            values, *numbers = residual if layer.gives_codes else (self.real(residual), 1.0, 0)
-            accumulator = (_channels_last(values), *target, *numbers)
-            y = torch.ops.onednn.qconv2d_pointwise(*source, *accumulator, "sum", 1.0, relu, [], "")
+        output = (scale, zero_point, torch.uint8 if layer.gives_codes else torch.float32)
+        y = _scripted(_convolve_codes)(*x, *weights, *output)
         # Codes of a ReLU6 reach no further than 6 already: their scale was chosen so.
         return Codes(y, scale, zero_point) if layer.gives_codes else layer.activate(y)
 
-    def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
-        """As FloatArithmetic's. Scaled by the kernel, they would be rounded in ways that differ with the batch size."""
+    def linear(self, layer: Any, x: Any) -> Tensor:
+        """As FloatArithmetic's. Scaled by the kernel, sums would be rounded in ways that differ with the batch size."""
+        if not layer.is_dynamic and layer.weight_shape[1] <= EXACT_INPUTS:
+            return super().linear(layer, x)  # as exact, and a kernel for int8 takes longer to start than this to end
         if layer.packed is None:
             outputs = len(layer.bias)
             packed = torch.ops.onednn.qlinear_prepack(layer.weight_codes(), None)
-            layer.packed = (packed, torch.ones(outputs), torch.zeros(outputs, dtype=torch.int8), None)
-        target: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
-        return torch.ops.onednn.qlinear_pointwise(x.values, 1.0, x.zero_point, *layer.packed, *target), x.scale
+            layer.packed = (packed, torch.ones(outputs), torch.zeros(outputs, dtype=torch.int8))
+        weights = (*layer.packed, layer.weight_scale, layer.bias)
+        if layer.is_dynamic:
+            return _scripted(_linear_image)(x, *weights)  # type: ignore[no-any-return]
+        return _scripted(_linear_codes)(*x, *weights)  # type: ignore[no-any-return]
 
 
 class QuantizedTensorKernels(Int8Kernels):
     """The same kernels behind PyTorch's quint8 tensors, for what is static.
 
-    Their primitives are kept from call to call. ResNet18, 2 threads of a Xeon with AMX, batch 1: 1.1 ms against 1.5 at
-    64x64, 2.1 against 2.8 at 224x224. PyTorch announced that quint8 will go; then Int8Kernels serve.
+    Their primitives are kept from call to call, so they start sooner. PyTorch announced that quint8 will go; then
+    Int8Kernels serve.
     """
-
-    def round(self, x: Tensor, scale: Any, zero_point: Any) -> Tensor:
-        """Float -> uint8 in one pass."""
-        return _codes_of(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)).values
 
     def quantize(self, layer: Any, x: Tensor) -> Any:
         """Float -> quint8."""
-        return torch.quantize_per_tensor(_channels_last(x), *self.numbers(layer), torch.quint8)
+        return torch.quantize_per_tensor(x, *self.numbers(layer), torch.quint8)
 
     def real(self, x: Any) -> Tensor:
         """quint8 -> float; what is float already stays."""
@@ -695,14 +750,12 @@ class QuantizedTensorKernels(Int8Kernels):
             zero_points = torch.zeros(len(layer.bias), dtype=torch.long)
             weight = torch._make_per_channel_quantized_tensor(layer.weight_codes(), layer.weight_scale, zero_points, 0)
             layer.packed = torch.ops.quantized.conv2d_prepack(weight, layer.bias, *layer.geometry)
-        if residual is not None:
-            return torch.ops.quantized.conv2d_add_relu(x, residual, layer.packed, *self.numbers(layer))
         operator = torch.ops.quantized.conv2d_relu if layer.activation else torch.ops.quantized.conv2d
         return operator.new(x, layer.packed, *self.numbers(layer))
 
-    def linear_sums(self, layer: Any, x: Any) -> tuple[Tensor, Any]:
+    def linear(self, layer: Any, x: Any) -> Tensor:
         """As in Int8Kernels."""
-        return super().linear_sums(layer, x if layer.is_dynamic else _codes_of(x))
+        return super().linear(layer, x if layer.is_dynamic else _codes_of(x))
 
     def add(self, layer: Any, x: Any, y: Any) -> Any:
         """quint8 of two scales -> quint8 of the layer's."""
@@ -727,15 +780,133 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _codes_of(x: Tensor) -> Codes:
-    """A view of a quint8 tensor: its own memory, no copy."""
+    """A view of a quint8 tensor: its own memory, no copy. A copy in a trace, which knows no such views."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # not exported, yet documented
+        return Codes(x.int_repr(), x.q_scale(), x.q_zero_point())
     values = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
     return Codes(values, x.q_scale(), x.q_zero_point())
 
 
 def _quint8_of(x: Codes) -> Tensor:
     """The reverse of _codes_of."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # not exported, yet documented
+        return torch._make_per_tensor_quantized_tensor(x.values, x.scale, x.zero_point)
     empty = torch._empty_affine_quantized([0], scale=x.scale, zero_point=x.zero_point, dtype=torch.quint8)
     return empty.set_(x.values.untyped_storage(), x.values.storage_offset(), x.values.shape, x.values.stride())
+
+
+# What follows up to _scripted is TorchScript: one call each, and what depends on the image stays so in a trace.
+
+
+def _convolve_codes(
+    values: Tensor,
+    scale: float,
+    zero_point: int,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+    output_scale: float,
+    output_zero_point: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    values = values.contiguous(memory_format=torch.channels_last)
+    result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        values, scale, zero_point, weight, weight_scale, weight_zero_point, bias, stride, padding, dilation, groups,
+        output_scale, output_zero_point, dtype, activation, [], "",
+    )  # fmt: skip
+    return result
+
+
+def _convolve_image(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    values, scale, zero_point = _image_codes(x)
+    values = values.contiguous(memory_format=torch.channels_last)
+    if residual is None:
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            values, scale, zero_point, weight, weight_scale, weight_zero_point, bias, stride, padding, dilation, groups,
+            1.0, 0, torch.float32, activation, [], "",
+        )  # fmt: skip
+    else:
+        sums = residual.contiguous(memory_format=torch.channels_last)
+        result = torch.ops.onednn.qconv2d_pointwise(
+            values, scale, zero_point, weight, weight_scale, weight_zero_point, sums, bias, stride, padding, dilation,
+            groups, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, activation, [], "",
+        )  # fmt: skip
+    return result
+
+
+def _linear_codes(
+    values: Tensor,
+    scale: float,
+    zero_point: int,
+    weight: Tensor,
+    ones: Tensor,
+    weight_zero_point: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    sums = torch.ops.onednn.qlinear_pointwise(
+        values, 1.0, zero_point, weight, ones, weight_zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return torch.addcmul(bias, sums, scale * weight_scale)
+
+
+def _linear_image(
+    x: Tensor, weight: Tensor, ones: Tensor, weight_zero_point: Tensor, weight_scale: Tensor, bias: Tensor
+) -> Tensor:
+    values, scale, zero_point = _image_codes(x)
+    return _linear_codes(values, scale, zero_point, weight, ones, weight_zero_point, weight_scale, bias)
+
+
+def _image_codes(x: Tensor) -> tuple[Tensor, float, int]:
+    """Float, one image -> the codes that span its range, their scale and their zero point."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        low, high = torch.aminmax(x.permute(0, 2, 3, 1))  # in memory order: no copy
+    else:
+        low, high = torch.aminmax(x)
+    bottom, top = min(float(low), 0.0), max(float(high), 0.0)
+    scale = (top - bottom) / 255
+    if scale == 0.0:
+        scale = 1.0
+    zero_point = int(round(-bottom / scale))  # noqa: RUF046  # TorchScript's round gives a float
+    return _round_to_codes(x, scale, zero_point), scale, zero_point
+
+
+def _round_in_one_pass(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8).int_repr()
+
+
+def _round_in_four(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    return ((x / scale).round_() + zero_point).clamp_(0, 255).to(torch.uint8)
+
+
+_round_to_codes = _round_in_one_pass if hasattr(torch, "quantize_per_tensor") else _round_in_four
+
+
+@functools.cache
+def _scripted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function in TorchScript; itself where a torch has none."""
+    with warnings.catch_warnings(), contextlib.suppress(AttributeError, RuntimeError):
+        warnings.simplefilter("ignore")  # that TorchScript is to go
+        return torch.jit.script(function)  # type: ignore[no-any-return]
+    return function
 
 
 @contextlib.contextmanager
