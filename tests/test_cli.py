@@ -175,6 +175,13 @@ def test_recipe_with_a_wrong_key_names_it(run: typing.Any) -> None:
     assert "'rate'" in err
 
 
+def test_a_recipe_can_not_ask_for_a_report(run: typing.Any) -> None:
+    Path("recipe.yaml").write_text("prune:\n  sensitivity: true\n")
+    code, _, err = run("compress", "-c", "recipe.yaml")
+    assert code == 2
+    assert "recipe.yaml: prune: sensitivity" in err
+
+
 def test_exponents_are_numbers(run: typing.Any) -> None:
     Path("own.yaml").write_text("model: nowhere/\nlr: 1e-3\n")
     assert "nowhere" in run("distill", "-c", "own.yaml").err

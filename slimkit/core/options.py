@@ -12,6 +12,7 @@ Scope = Literal["local", "global", "isomorphic"]
 Target = Literal["fp32", "int8"]
 
 DEFAULT_RATE = 0.3  # of a pruning that is given no budget
+BUDGETS = ("rate", "macs", "params", "latency", "max_drop")  # of a pruning: at most one is given
 Calibration = Literal["minmax", "percentile", "mse"]
 
 
@@ -60,7 +61,7 @@ class PruneOptions(ModelOptions):
 
     model: str = "runs/train"
     output: Path = Path("runs/prune")
-    # the budget: one of these five; none of them: the rate DEFAULT_RATE
+    # the budget: one of BUDGETS; none of them: the rate DEFAULT_RATE
     rate: float | None = None  # share of the channels to lose
     macs: float | None = None  # up to 1: the share to keep; else a number
     params: float | None = None  # up to 1: the share to keep; else a number
@@ -78,6 +79,11 @@ class PruneOptions(ModelOptions):
     finetune_epochs: int = 0  # after the repair; for --max-drop of every network that is tried
     sensitivity: bool = False  # prune nothing: report what each group would cost and save
     use_sensitivity: Path | None = None  # the JSON of such a report, for the choice of widths under --latency
+
+    @property
+    def budgets(self) -> list[str]:
+        """The names of those that are given."""
+        return [name for name in BUDGETS if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,8 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path, source: str = "the r
         raise UsageError(f"{error}.", "Correct it there; `slimkit compress -h` lists the options.") from None
     assert isinstance(stages["prune"], PruneOptions)  # the section called prune
     check_budget(stages["prune"])  # before hours of training, not after them
+    if stages["prune"].sensitivity:
+        raise UsageError(f"{source}: prune: sensitivity is a report, and prunes nothing.", "Leave it out.")
     return Recipe(root, stages | {"train": _without_needless_training(stages["train"])})
 
 

@@ -706,12 +706,16 @@ class Int8Kernels(FloatArithmetic):
             layer.packed = (packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
         weights = (*layer.packed, layer.bias, *layer.geometry, "relu" if layer.activation else "none")
         if layer.is_dynamic:
-            return layer.activate(_scripted(_convolve_image)(x, *weights, residual))
+            return self._clip(layer, _scripted(_convolve_image)(x, *weights, residual))
         scale, zero_point = self.numbers(layer) if layer.gives_codes else (1.0, 0)
         output = (scale, zero_point, torch.uint8 if layer.gives_codes else torch.float32)
         y = _scripted(_convolve_codes)(*x, *weights, *output)
         # Codes of a ReLU6 reach no further than 6 already: their scale was chosen so.
-        return Codes(y, scale, zero_point) if layer.gives_codes else layer.activate(y)
+        return Codes(y, scale, zero_point) if layer.gives_codes else self._clip(layer, y)
+
+    def _clip(self, layer: Any, y: Tensor) -> Tensor:
+        """What a ReLU6 asks for beyond the ReLU that the kernel has computed."""
+        return y.clamp_(max=6) if layer.activation == "relu6" else y
 
     def linear(self, layer: Any, x: Any) -> Tensor:
         """As FloatArithmetic's. Scaled by the kernel, sums would be rounded in ways that differ with the batch size."""

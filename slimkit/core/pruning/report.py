@@ -1,10 +1,12 @@
 """What a pruning did: the cut network with the figures and the proof of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from slimkit.core.folder import Classifier
+from slimkit.core.pruning.budgets import Budget
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,29 @@ class PruneResult:
             self.report.repair,
             *(f"{layer} stays whole: {reason}." for layer, reason in self.report.whole.items()),
         )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A classifier that was pruned to a budget."""
+
+    result: PruneResult
+    budget: Budget
+    latency: tuple[float, float] | None  # ms before and after, where the budget is one
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What was asked for and reached, as flat JSON values."""
+        report = self.result.report
+        latency = {"latency_before": self.latency[0], "latency": self.latency[1]} if self.latency else {}
+        return {
+            "budget": str(self.budget),
+            "rate_asked": report.asked,
+            "rate_reached": report.reached,
+            "parameters_before": report.before.parameters,
+            "macs_before": report.before.macs,
+            "bytes_before": report.before.bytes,
+            "bytes": report.after.bytes,
+            "proof_difference": report.difference,
+            **latency,
+        }

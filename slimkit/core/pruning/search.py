@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from slimkit.core.pruning.groups import Grouping, find_groups, merge_cuts
 from slimkit.core.pruning.importance import score_groups
 from slimkit.core.pruning.latency_table import LatencyTable
 from slimkit.core.pruning.prune import Plan, carry_out
-from slimkit.core.pruning.report import PruneResult
+from slimkit.core.pruning.report import Pruned
 from slimkit.core.pruning.rounding import steps_of
 from slimkit.core.pruning.sensitivity import accuracy_lost, read_sensitivity
 from slimkit.core.pruning.shapes import Cost, Shapes, Widths
@@ -49,32 +48,6 @@ MILDER = 20  # severities below the one that just fits, at which what is left of
 MOVES = 16  # steps, about, in which a latency budget narrows a group
 
 Finetune = Callable[[Classifier], Classifier]  # trains in place and records it
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A classifier that was pruned to a budget."""
-
-    result: PruneResult
-    budget: Budget
-    latency: tuple[float, float] | None  # ms before and after, where the budget is one
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What was asked for and reached, as flat JSON values."""
-        report = self.result.report
-        latency = {"latency_before": self.latency[0], "latency": self.latency[1]} if self.latency else {}
-        return {
-            "budget": str(self.budget),
-            "rate_asked": report.asked,
-            "rate_reached": report.reached,
-            "parameters_before": report.before.parameters,
-            "macs_before": report.before.macs,
-            "bytes_before": report.before.bytes,
-            "bytes": report.after.bytes,
-            "proof_difference": report.difference,
-            **latency,
-        }
 
 
 @dataclass(frozen=True)
@@ -135,8 +108,7 @@ class Search:
     def scope(self) -> Scope:
         """A rate is what every group loses; any other budget is spent where it costs least, unless told otherwise."""
         options = self.options
-        others = (options.macs, options.params, options.latency, options.max_drop)
-        return options.scope or ("local" if all(budget is None for budget in others) else "global")
+        return options.scope or ("local" if options.budgets in ([], ["rate"]) else "global")
 
     def choose(self, severity: float, *, rounded: bool = True) -> Chosen:
         """The channels that go at a severity; none at 0."""

@@ -13,7 +13,8 @@ from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
 from slimkit.core.pruning.prune import check_rate
-from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Pruned, Search
+from slimkit.core.pruning.report import Pruned
+from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Search
 from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
 from slimkit.core.pruning.shapes import Cost
 
@@ -93,9 +94,8 @@ def budget_of(options: PruneOptions, whole: Cost) -> Budget:
 
 def check_budget(options: PruneOptions) -> None:
     """What can be told before there is a network. Raises UsageError for several budgets, or an impossible rate."""
-    given = [name for name in ("rate", "macs", "params", "latency", "max_drop") if getattr(options, name) is not None]
-    if len(given) > 1:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+    if len(options.budgets) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in options.budgets)
         raise UsageError(f"{flags} are several budgets.", "Give one of them.")
     if options.rate is not None:
         check_rate(options.rate)

@@ -26,7 +26,14 @@ from slimkit.core.quantization.lowering import (
     lower,
     scale_owners,
 )
-from slimkit.core.quantization.weights import batch_norm_as_affine, fold_batch_norm, pack, quantize_weight, unpack
+from slimkit.core.quantization.weights import (
+    batch_norm_as_affine,
+    fold_batch_norm,
+    pack,
+    quantize_weight,
+    round_bias,
+    unpack,
+)
 from slimkit.standalone.model import build_model
 
 Scheme = Literal["static", "dynamic"]
@@ -164,13 +171,13 @@ def _correct_biases(
 
 
 def _round_biases(operations: list[Operation], state: dict[str, Tensor]) -> None:
-    """Round each bias to a multiple of the sums' scale, so that runtimes that add it as an integer answer alike."""
+    """As `round_bias` says, all of them."""
     owners = scale_owners(operations)
     scales = {owners[o.name]: state[f"{o.name}.output_scale"] for o in operations if _has_scale(o)}
     for operation in operations:
         if operation.type in WEIGHTED and not operation.is_float:
-            step = (scales[owners[operation.inputs[0]]] * state[f"{operation.name}.weight_scale"]).double()
-            state[f"{operation.name}.bias"] = ((state[f"{operation.name}.bias"] / step).round() * step).float()
+            name, input_scale = operation.name, scales[owners[operation.inputs[0]]]
+            state[f"{name}.bias"] = round_bias(state[f"{name}.bias"], input_scale, state[f"{name}.weight_scale"])
 
 
 def _other_numbers(operations: list[Operation], traced: fx.GraphModule) -> dict[str, Tensor]:

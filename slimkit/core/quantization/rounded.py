@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slimkit.core.folder import Classifier
-from slimkit.core.quantization.weights import pack
+from slimkit.core.quantization.weights import pack, round_bias
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
 
 
@@ -50,8 +50,7 @@ def replace_rounded(made: Classifier, layers: Mapping[str, RoundedLayer]) -> Cla
         is_packed = state[f"{name}.weight"].dtype == torch.uint8
         state[f"{name}.weight"] = pack(layer.codes) if is_packed else layer.codes
         input_scale = _input_scale(made, state, name)
-        step = None if input_scale is None else (input_scale * layer.scale).double()
-        bias = layer.bias if step is None else ((layer.bias / step).round() * step).float()
+        bias = layer.bias if input_scale is None else round_bias(layer.bias, input_scale, layer.scale)
         state[f"{name}.weight_scale"], state[f"{name}.bias"] = layer.scale, bias
     module.load_state_dict(state)
     return dataclasses.replace(made, module=module)

@@ -47,6 +47,12 @@ def quantize_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
+def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+    """A bias, float32 [out], as multiples of the sums' scale: runtimes that add it as an integer then answer alike."""
+    step = (input_scale * weight_scale).double()
+    return ((bias / step).round() * step).float()
+
+
 def pack(codes: Tensor) -> Tensor:
     """int8 codes from -8 to 7, of any shape, as uint8 [half as many]: two to a byte, each + 8, the first low."""
     flat = (codes.flatten() + 8).to(torch.uint8)
