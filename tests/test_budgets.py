@@ -176,6 +176,29 @@ def test_the_written_network_keeps_to_a_budget(base: Path, flag: str, figure: st
     assert after.training_details[-1]["whole"] == {"fc": "it gives the network's answer"}
 
 
+@pytest.mark.parametrize("flags", [["--rate", "0.5"], ["--macs", "0.4"]])
+def test_a_cut_in_steps_ends_where_one_step_does(
+    base: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prune(base, *flags, "--round-to", "none", "--steps", "3", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    before, after = read_architecture(base), read_architecture(base.parent / "cut")
+    assert [detail["stage"] for detail in after.training_details] == ["prune"] * 3
+    assert (figures["macs_before"], figures["parameters_before"]) == (before.macs, before.parameters)
+    assert figures["rate_reached"] == pytest.approx(1 - after.parameters / before.parameters)
+    if flags[0] == "--macs":
+        assert 0.35 < after.macs / before.macs <= 0.4
+    else:  # half of 16 to 128 channels in thirds, each rounded by itself
+        assert figures["rate_asked"] == pytest.approx(0.5)
+        assert all(0.4 < layer.out_channels / layer.width_before < 0.6 for layer in after.layers[:-1])
+
+
+def test_steps_are_for_sizes(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prune(base, "--latency", "4ms", "--steps", "2") == 2
+    assert prune(base, "--steps", "0") == 2
+    assert "--steps 0 can't be done" in capsys.readouterr().err
+
+
 def test_a_latency_is_kept_and_recorded(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prune(base, "--latency", "0.00001ms") == 3
     assert "From the smallest to the largest network there are" in capsys.readouterr().err

@@ -52,6 +52,11 @@ COMPARED = (("parameters", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), 
         "--target", help="What the network will compute in: for --latency and the widths.", rich_help_panel=BUDGET
     ),
     batch_size=typer.Option("--batch-size", help="Images in a batch, for --latency.", rich_help_panel=BUDGET),
+    steps=typer.Option(
+        "--steps",
+        help="Cut in so many steps, each repaired, fine-tuned and scored anew; with --rate, --macs or --params.",
+        rich_help_panel=CHANNELS,
+    ),
     importance=typer.Option("--importance", help="What makes a channel matter.", rich_help_panel=CHANNELS),
     scope=typer.Option(
         "--scope",

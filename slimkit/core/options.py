@@ -69,6 +69,9 @@ class PruneOptions(ModelOptions):
     max_drop: float | None = None  # points of top-1 accuracy on held-out training images
     target: Target = "fp32"  # what the latency is measured in, and widths are rounded for
     batch_size: int = 1  # of the latency
+    steps: int = (
+        1  # in which a rate, MACs or parameters are reached; each scores the network that the last one repaired
+    )
     importance: Importance = "error"
     scope: Scope | None = None  # what is ranked together; None: local for a rate, which every group loses, else global
     max_rate: float = 0.9  # of a group's channels, where groups are ranked together

@@ -1,6 +1,8 @@
 """What a pruning did: the cut network with the figures and the proof of it."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -101,3 +103,18 @@ class Pruned:
             "proof_difference": report.difference,
             **latency,
         }
+
+
+def join_cuts(cuts: Sequence[Pruned]) -> Pruned:
+    """Cuts that were made one after the other, reported as one: from the first one's network to the last one's."""
+    first, last = cuts[0].result.report, cuts[-1].result.report
+    widths = {group.layers: group.width_before for group in first.groups}
+    report = replace(
+        last,
+        asked=1 - math.prod(1 - cut.result.report.asked for cut in cuts),
+        reached=1 - last.after.parameters / first.before.parameters,
+        before=first.before,
+        groups=tuple(replace(group, width_before=widths[group.layers]) for group in last.groups),
+        difference=max(cut.result.report.difference for cut in cuts),
+    )
+    return replace(cuts[-1], result=replace(cuts[-1].result, report=report))

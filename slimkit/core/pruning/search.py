@@ -136,6 +136,10 @@ class Search:
 
     # The searches
 
+    def to_size(self, budget: Budget) -> Pruned:
+        """What keeps to a budget of channels, MACs or parameters."""
+        return self.finish(budget, self.to_rate(budget.amount) if budget.kind == "rate" else self.to_cost(budget))
+
     def to_rate(self, rate: float) -> Chosen:
         """What has as many parameters, at most, as the network that loses this share of its channels unrounded."""
         exact = self.choose(rate, rounded=False)
@@ -148,7 +152,7 @@ class Search:
         return self._fit(lambda chosen: self.cost(chosen).parameters, limit, "parameters")
 
     def to_cost(self, budget: Budget) -> Chosen:
-        """What keeps to a budget of MACs or parameters."""
+        """What has no more MACs or parameters than a budget."""
         what = "MACs" if budget.kind == "macs" else "parameters"
         return self._fit(lambda chosen: int(getattr(self.cost(chosen), budget.kind)), budget.amount, what)
 

@@ -13,7 +13,7 @@ from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
 from slimkit.core.pruning.prune import check_rate
-from slimkit.core.pruning.report import Pruned
+from slimkit.core.pruning.report import Pruned, join_cuts
 from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Search
 from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
 from slimkit.core.pruning.shapes import Cost
@@ -39,8 +39,11 @@ def prune_to_budget(
         return search.to_latency(budget)
     if budget.kind == "max_drop":
         return search.to_accuracy(budget)
-    chosen = search.to_rate(budget.amount) if budget.kind == "rate" else search.to_cost(budget)
-    return search.finish(budget, chosen)
+    cuts = []
+    for part in parts_of(budget, search.whole, options.steps):
+        cuts.append(search.to_size(part))
+        search = dataclasses.replace(search, classifier=cuts[-1].result.classifier)
+    return dataclasses.replace(join_cuts(cuts), budget=budget)
 
 
 def measure_sensitivity(
@@ -92,8 +95,21 @@ def budget_of(options: PruneOptions, whole: Cost) -> Budget:
     return Budget("rate", DEFAULT_RATE if options.rate is None else options.rate)
 
 
+def parts_of(budget: Budget, whole: Cost, steps: int) -> list[Budget]:
+    """The budgets of the single steps, each of which keeps the same share of what the one before left."""
+    if budget.kind == "rate":
+        return [Budget("rate", 1 - (1 - budget.amount) ** (1 / steps))] * steps
+    before = float(getattr(whole, budget.kind))
+    shares = [(budget.amount / before) ** (step / steps) for step in range(1, steps)]
+    return [*(Budget(budget.kind, before * share) for share in shares), budget]
+
+
 def check_budget(options: PruneOptions) -> None:
-    """What can be told before there is a network. Raises UsageError for several budgets, or an impossible rate."""
+    """What can be told before there is a network. Raises UsageError for several budgets, or an impossible one."""
+    if options.steps < 1 or (options.steps > 1 and {"latency", "max_drop"} & {*options.budgets}):
+        raise UsageError(
+            f"--steps {options.steps} can't be done.", "Give 1 or more, with --rate, --macs or --params as the budget."
+        )
     if len(options.budgets) > 1:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in options.budgets)
         raise UsageError(f"{flags} are several budgets.", "Give one of them.")
