@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_classifier
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from slimkit.cli.app import main
 from slimkit.core.data import CalibrationBatches, open_dataset
@@ -17,9 +17,11 @@ from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import silent
-from slimkit.core.quantization import folded_layers, qat, quantize
+from slimkit.core.quantization import qat, quantize
+from slimkit.core.quantization.biases import correct_biases, nearest
 from slimkit.core.quantization.control import fewest_in_float, layer_costs
 from slimkit.core.quantization.layerwise import round_layers
+from slimkit.core.quantization.lowering import lower
 from slimkit.core.quantization.rounded import RoundedLayer, read_rounded, replace_rounded
 from slimkit.core.quantization.rounding import best_scale, round_by_least_squares
 from slimkit.core.quantization.saturation import can_saturate, portable_weight
@@ -221,6 +223,32 @@ def test_four_bit_weights_take_half_a_byte_each(trained: Path, image_folder: Pat
     assert size == sum(four.figures[f"{part}_bytes"] for part in ("weights", "scales", "container"))
 
 
+def test_corrected_biases_keep_the_means_of_a_linear_layer() -> None:
+    """Weights of 4 bits: what their rounding takes from the mean of each output is in the bias, by float64."""
+    classifier = small_classifier()
+    batches = [torch.rand(16, *classifier.architecture.input_shape) + 1]
+    traced, operations = lower(classifier.module.eval(), classifier.architecture.input_shape)
+    operations = [dataclasses.replace(o, is_float=o.name != "fc") for o in operations]
+    fc: nn.Linear = classifier.module.get_submodule("fc")  # type: ignore[assignment]
+    codes, scale = quantize_weight(fc.weight.detach().double(), 4)
+    state = {"fc.weight": codes, "fc.weight_scale": scale, "fc.bias": fc.bias.detach()}
+    corrected = correct_biases(traced, operations, state, batches, silent)["fc.bias"]
+    features = []
+    fc.register_forward_hook(lambda _, inputs, output: features.append((inputs[0], output)))
+    with torch.no_grad():
+        classifier.module(batches[0])
+    inputs, outputs = features[0]
+    got = (inputs.double() @ (codes * scale.double()[:, None]).T).mean(0) + corrected.double()
+    torch.testing.assert_close(got, outputs.double().mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_nearest_network_is_taken() -> None:
+    float_network, far, near = (nn.Linear(3, 2) for _ in range(3))
+    near.load_state_dict({key: value + 0.01 for key, value in float_network.state_dict().items()})
+    far.load_state_dict({key: value - 0.1 for key, value in float_network.state_dict().items()})
+    assert nearest(fx.symbolic_trace(float_network), [far, near], [torch.rand(4, 3)], silent) is near
+
+
 def test_fine_tuning_brings_the_answers_closer_to_the_float_network(
     trained: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,10 +258,6 @@ def test_fine_tuning_brings_the_answers_closer_to_the_float_network(
     batches = CalibrationBatches(data.train, data.preprocessing, 64)
     names = [layer.name for layer in source.architecture.layers if layer.type == "Conv2d"]
     plain = quantize(source, scheme="static", calibration=batches, four_bit=names).classifier
-    # What the correction of biases gains already would hide the gain of so few steps.
-    biases = {name: bias.float() for name, (_, bias) in folded_layers(source).items()}
-    layers = read_rounded(plain).items()
-    plain = replace_rounded(plain, {name: dataclasses.replace(layer, bias=biases[name]) for name, layer in layers})
     tuned = qat.fine_tune(source, plain, data, options(trained, image_folder, tmp_path, qat_epochs=60), silent)
     x = next(iter(batches))
 

@@ -15,7 +15,8 @@ from slimkit.core.architecture import Architecture, Layer
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.calibrate import Method, Range, observe_means, observe_ranges, scale_and_zero_point
+from slimkit.core.quantization.biases import correct_biases, nearest, round_biases
+from slimkit.core.quantization.calibrate import Method, Range, observe_ranges, scale_and_zero_point
 from slimkit.core.quantization.lowering import (
     PASSING,
     WEIGHTED,
@@ -31,8 +32,6 @@ from slimkit.core.quantization.weights import (
     fold_batch_norm,
     pack,
     quantize_weight,
-    round_bias,
-    unpack,
 )
 from slimkit.standalone.model import build_model
 
@@ -92,10 +91,13 @@ def quantize(
     if scheme == "static":
         ranges = observe_ranges(traced, _nodes_with_ranges(operations), batches, method, progress)
         state |= _output_scales(operations, ranges)
-        _correct_biases(traced, operations, state, batches, progress)
-        _round_biases(operations, state)
     architecture = _architecture(classifier.architecture, operations, state, scheme, four_bit)
-    return QuantizeResult(Classifier(_build(architecture, state), architecture, None), _notes(operations, scheme))
+    network = _build(architecture, state)
+    if scheme == "static":
+        corrected = correct_biases(traced, operations, state, batches, progress)
+        choices = [_build(architecture, state | round_biases(operations, s)) for s in (state, state | corrected)]
+        network = nearest(traced, choices, batches, progress)
+    return QuantizeResult(Classifier(network, architecture, None), _notes(operations, scheme))
 
 
 def _notes(operations: list[Operation], scheme: Scheme) -> tuple[str, ...]:
@@ -116,21 +118,17 @@ def folded_layers(classifier: Classifier) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _nodes_with_ranges(operations: list[Operation]) -> list[fx.Node]:
-    return [o.node for o in operations if _has_scale(o)]
-
-
-def _has_scale(operation: Operation) -> bool:
-    return operation.gives_codes and operation.type not in PASSING
+    return [o.node for o in operations if o.has_scale]
 
 
 def _output_scales(operations: list[Operation], ranges: dict[fx.Node, Range]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     owners = scale_owners(operations)
-    for operation in filter(_has_scale, operations):
+    for operation in [o for o in operations if o.has_scale]:
         sharing = [
             _needed(o, operations, ranges[o.node])
             for o in operations
-            if _has_scale(o) and owners[o.name] == owners[operation.name]
+            if o.has_scale and owners[o.name] == owners[operation.name]
         ]
         scale, zero_point = scale_and_zero_point(min(low for low, _ in sharing), max(high for _, high in sharing))
         state[f"{operation.name}.output_scale"] = torch.tensor(scale)
@@ -145,39 +143,6 @@ def _needed(operation: Operation, operations: list[Operation], span: Range) -> R
         return span
     lows, highs = zip(*(VARY_WITHIN[str(function)] for function in readers), strict=True)
     return max(span[0], min(lows)), min(span[1], max(highs))
-
-
-def _correct_biases(
-    traced: fx.GraphModule,
-    operations: list[Operation],
-    state: dict[str, Tensor],
-    batches: list[Tensor],
-    progress: Progress,
-) -> None:
-    """Give each bias what rounding the weights took from its channel's mean (Nagel et al. 2019, arXiv:1906.04721)."""
-    nodes = {"input": next(iter(traced.graph.nodes))} | {o.name: o.node for o in operations}
-    layers = [o for o in operations if o.type in WEIGHTED and not o.is_float and "dimensions" not in o.options]
-    means = observe_means(traced, {nodes[o.inputs[0]] for o in layers}, batches, progress)
-    for operation in layers:
-        name, mean = operation.name, means[nodes[operation.inputs[0]]]
-        assert operation.module is not None
-        weight, _ = fold_batch_norm(operation.module, operation.batch_norm)
-        codes = unpack(state[f"{name}.weight"], weight.shape)
-        lost = weight.cpu() - codes * state[f"{name}.weight_scale"].double().view(-1, *[1] * (weight.ndim - 1))
-        lost = lost.flatten(2).sum(2) if lost.ndim > 2 else lost  # [out, in / groups]
-        groups = mean.numel() // lost.shape[1]
-        inputs = mean.view(groups, -1).repeat_interleave(len(lost) // groups, 0)  # [out, in / groups]
-        state[f"{name}.bias"] = (state[f"{name}.bias"] + (lost * inputs).sum(1)).float()
-
-
-def _round_biases(operations: list[Operation], state: dict[str, Tensor]) -> None:
-    """As `round_bias` says, all of them."""
-    owners = scale_owners(operations)
-    scales = {owners[o.name]: state[f"{o.name}.output_scale"] for o in operations if _has_scale(o)}
-    for operation in operations:
-        if operation.type in WEIGHTED and not operation.is_float:
-            name, input_scale = operation.name, scales[owners[operation.inputs[0]]]
-            state[f"{name}.bias"] = round_bias(state[f"{name}.bias"], input_scale, state[f"{name}.weight_scale"])
 
 
 def _other_numbers(operations: list[Operation], traced: fx.GraphModule) -> dict[str, Tensor]:

@@ -33,6 +33,11 @@ class Operation:
     is_float: bool = False  # whether it computes in float
     before_sum: fx.Node | None = None  # where a residual is added: the convolution's own output in the float graph
 
+    @property
+    def has_scale(self) -> bool:
+        """Whether its output is codes of a scale of its own."""
+        return self.gives_codes and self.type not in PASSING
+
 
 WEIGHTED = ("Conv2d", "Linear")
 PASSING = ("Concatenate", "Flatten", "MaxPool2d", "Rearrange")  # give codes of their inputs' scale, or float
