@@ -56,15 +56,19 @@ def data(image_folder: Path) -> ImageSet:
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.55])
-def test_rounded_widths_have_no_more_parameters(data: ImageSet, rate: float, scope: str) -> None:
-    def parameters(round_to: str) -> tuple[int, list[int]]:
+def test_rounded_widths_have_no_more_parameters_and_macs(data: ImageSet, rate: float, scope: str) -> None:
+    def sizes(round_to: str) -> tuple[int, int, list[int]]:
         options = PruneOptions(
             rate=rate, importance="l1", scope=scope, round_to=round_to, reconstruct=False, calibration_images=8
         )
-        module = prune_to_budget(small_classifier(width=32), data, options).result.classifier.module
+        made = prune_to_budget(small_classifier(width=32), data, options).result.classifier
+        module, macs = made.module, made.architecture.macs
         widths = [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-        return sum(p.numel() for p in module.parameters()), widths
+        return sum(p.numel() for p in module.parameters()), macs, widths
 
-    (exact, _), (rounded, widths) = parameters("none"), parameters("8")
-    assert 0.8 * exact <= rounded <= exact
+    exact, rounded = sizes("none"), sizes("8")
+    widths = rounded[2]
+    assert rounded[0] <= exact[0]
+    assert rounded[1] <= exact[1]
+    assert max(rounded[0] / exact[0], rounded[1] / exact[1]) >= 0.8
     assert all(width % 8 == 0 and width > 0 for width in widths)

@@ -141,15 +141,20 @@ class Search:
         return self.finish(budget, self.to_rate(budget.amount) if budget.kind == "rate" else self.to_cost(budget))
 
     def to_rate(self, rate: float) -> Chosen:
-        """What has as many parameters, at most, as the network that loses this share of its channels unrounded."""
+        """What has no more parameters and no more MACs than the network that loses so many channels unrounded."""
         exact = self.choose(rate, rounded=False)
         if set(self.steps) == {1}:
             return exact
-        limit = self.cost(exact).parameters
+        limit = self.cost(exact)
+
+        def share(chosen: Chosen) -> float:
+            cost = self.cost(chosen)
+            return max(cost.parameters / limit.parameters, cost.macs / limit.macs)
+
         smallest = self.choose(MOST)
-        if self.cost(smallest).parameters > limit:  # a rate is no promise: the rounding keeps what it must
+        if share(smallest) > 1:  # a rate is no promise: the rounding keeps what it must
             return smallest
-        return self._fit(lambda chosen: self.cost(chosen).parameters, limit, "parameters")
+        return self._fit(share, 1.0, "parameters and MACs")
 
     def to_cost(self, budget: Budget) -> Chosen:
         """What has no more MACs or parameters than a budget."""
