@@ -61,7 +61,8 @@ def broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def distinct(atoms: Tensor) -> list[int]:
     """The different numbers in a tensor, sorted."""
     (narrow,) = _without_repeats(atoms)
-    return [int(atom) for atom in narrow.unique()]  # type: ignore[no-untyped-call]  # torch lacks the annotation
+    numbers: list[int] = narrow.unique().tolist()  # type: ignore[no-untyped-call]  # torch lacks the annotation
+    return numbers
 
 
 def varies(atoms: Tensor, dim: int) -> bool:

@@ -118,7 +118,7 @@ def _alike(places: Mapping[Place, Tensor], frozen: Tensor) -> list[Group]:
         found = marks[roots[by_root]]
         for mark in distinct(found):
             positions = by_root[found == mark]
-            width = len(distinct(roots[positions]))
+            width = len(roots[positions].unique())  # type: ignore[no-untyped-call]  # torch lacks the annotation
             members[mark].append(Member(layer, side, positions.view(width, -1)))
     return [Group(tuple(each)) for each in members.values()]
 
