@@ -41,3 +41,8 @@ class MissedError(SlimkitError):
     """A budget or a check was missed."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the network's own code says, short enough to be quoted."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -30,7 +30,7 @@ def build_model(architecture: dict[str, Any]) -> nn.Module:
     model_type, num_classes = architecture["model_type"], architecture["num_classes"]
     if model_type in RESNETS:
         return RESNETS[model_type](num_classes, architecture).eval()
-    module = _torchvision_skeleton(model_type, num_classes)
+    module = torchvision_network(model_type, num_classes)
     resize_layers(module, architecture["layers"])
     return module.eval()
 
@@ -209,15 +209,19 @@ def _resized(layer: nn.Module, entry: dict[str, Any]) -> nn.Module:
     return nn.Linear(inputs, outputs, bias=layer.bias is not None)
 
 
-def _torchvision_skeleton(name: str, num_classes: int) -> nn.Module:
-    """A torchvision classifier with random weights. Raises ValueError for a name that torchvision does not have."""
+def torchvision_network(name: str, num_classes: int) -> nn.Module:
+    """A torchvision classifier with random weights, without the heads that two of them have for training alone.
+
+    Raises ValueError for a name that torchvision does not have.
+    """
     try:
         from torchvision.models import get_model
     except RuntimeError:  # PyPI's torchvision beside a CPU build of torch lacks its operators; declaring them is enough
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
         from torchvision.models import get_model
-    return get_model(name, weights=None, num_classes=num_classes)  # type: ignore[no-any-return]  # untyped library
+    headless = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return get_model(name, weights=None, num_classes=num_classes, **headless)  # type: ignore[no-any-return]  # untyped
 
 
 # ---- int8 networks ----

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slimkit.core.errors import ModelError, first_line
 from slimkit.core.measure.modes import evaluating
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -35,11 +36,12 @@ def layer_costs(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Laye
     """MACs and output shape of each convolution and linear layer, from one forward pass in eval mode.
 
     The pass has no numbers in it (torch's meta device), save where the network looks at some.
+    Raises ModelError where the network does not take such an image.
     """
     try:
         return _costs_of_pass(module, lambda: _pass_without_numbers(module, input_shape))
-    except (RuntimeError, NotImplementedError, TypeError):  # the network's own code asked for what isn't there
-        return _costs_of_pass(module, lambda: module(_first_parameter(module).new_zeros(1, *input_shape)))
+    except Exception:  # whatever the network's own code raises where it asks for what isn't there
+        return _costs_of_pass(module, lambda: _pass_with_numbers(module, input_shape))
 
 
 def _pass_without_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
@@ -47,6 +49,16 @@ def _pass_without_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
     image = _first_parameter(module).new_zeros(1, *input_shape, device="meta")
     with _skipping_norms(module):
         return torch.func.functional_call(module, tensors, (image,))
+
+
+def _pass_with_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
+    try:
+        return module(_first_parameter(module).new_zeros(1, *input_shape))
+    except Exception as error:  # the network's own code runs here, and may raise anything
+        raise ModelError(
+            f"{type(module).__name__} does not take an image of shape {tuple(input_shape)}: {first_line(error)}",
+            "Give the size that it takes, such as --image-size 224.",
+        ) from error
 
 
 @contextmanager

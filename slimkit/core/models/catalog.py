@@ -1,14 +1,17 @@
 """Networks by name: every torchvision classifier, and the contest's SlimResNet18."""
 
+import dataclasses
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
-from torch import nn
+from torch import Tensor, nn
 
+from slimkit.core.architecture import Preprocessing
 from slimkit.core.compat import import_torchvision
 from slimkit.core.errors import NetworkError, UsageError
-from slimkit.standalone.model import SlimResNet18
+from slimkit.standalone.model import SlimResNet18, torchvision_network
 
 CONTEST_NAME = "slimresnet18"
 CONTEST_WIDTH = 32  # of the first layer; each following stage is twice as wide
@@ -40,8 +43,24 @@ def build_named(name: str, num_classes: int, width: int | None = None) -> nn.Mod
         return _slim_resnet18(num_classes, CONTEST_WIDTH if width is None else width)
     if width is not None:
         raise UsageError(f"--width is for {CONTEST_NAME}; {name} has widths of its own.", "Leave --width out.")
-    module: nn.Module = _models().get_model(name, weights=None, num_classes=num_classes)
-    return module
+    import_torchvision()  # the same one, whatever build of torch it is beside
+    return torchvision_network(name, num_classes)
+
+
+def without_auxiliary_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of torchvision's without the classifiers that googlenet and inception_v3 have for training alone."""
+    return {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
+
+
+def pretrained_preprocessing(name: str, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing that torchvision's ImageNet weights want.
+
+    Two networks' weights come with `transform_input`: they normalize anew, to a mean and deviation of 0.5, what was
+    normalized by ImageNet's.
+    """
+    if name not in ("googlenet", "inception_v3"):
+        return preprocessing
+    return dataclasses.replace(preprocessing, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def pretrained_state(name: str) -> dict[str, Any]:

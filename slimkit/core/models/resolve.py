@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import pickle
@@ -17,7 +18,14 @@ from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.errors import FolderError, ModelError, UsageError
 from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
-from slimkit.core.models.catalog import build_named, model_names, model_type_of, pretrained_state
+from slimkit.core.models.catalog import (
+    build_named,
+    model_names,
+    model_type_of,
+    pretrained_preprocessing,
+    pretrained_state,
+    without_auxiliary_heads,
+)
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.options import ModelOptions
 from slimkit.core.progress import Progress, silent
@@ -45,7 +53,8 @@ def open_model_and_data(
     data = open_dataset(
         options.data or DEFAULT_DATA, image_size=options.image_size, resize=options.resize, progress=progress
     )
-    return open_named(options, data.class_names, data.preprocessing, width=width), data
+    classifier = open_named(options, data.class_names, data.preprocessing, width=width)
+    return classifier, _normalized_for(classifier.architecture, data)
 
 
 def open_data_for(architecture: Architecture, options: ModelOptions, *, progress: Progress = silent) -> ImageSet:
@@ -58,7 +67,14 @@ def open_data_for(architecture: Architecture, options: ModelOptions, *, progress
         progress=progress,
     )
     label_map(architecture.class_names, data.class_names)
-    return data
+    return _normalized_for(architecture, data)
+
+
+def _normalized_for(architecture: Architecture, data: ImageSet) -> ImageSet:
+    wanted = architecture.preprocessing
+    return dataclasses.replace(
+        data, preprocessing=dataclasses.replace(data.preprocessing, mean=wanted.mean, std=wanted.std)
+    )
 
 
 def open_named(
@@ -70,9 +86,10 @@ def open_named(
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
-        _fill(module, read_state_dict(options.weights), options.weights, num_classes)
+        _fill(module, without_auxiliary_heads(read_state_dict(options.weights)), options.weights, num_classes)
     elif options.pretrained:
         _fill_pretrained(module, name, num_classes)
+        preprocessing = pretrained_preprocessing(name, preprocessing)
     else:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
     return _as_classifier(module, name, class_names, preprocessing)
@@ -173,7 +190,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], file: Path, num_classes: 
 def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
     """ImageNet's weights; the classifier stays random where the number of classes differs."""
     own = module.state_dict()
-    state = pretrained_state(name)
+    state = without_auxiliary_heads(pretrained_state(name))
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     module.load_state_dict(fitting, strict=False)
     if len(fitting) < len(state):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from slimkit.core.errors import ModelError
+from slimkit.core.errors import ModelError, first_line
 
 SMALL = 64  # pixels
 
@@ -34,8 +34,3 @@ def trace_graph(module: nn.Module) -> GraphModule:
             f"{type(module).__name__} can't be traced: {first_line(error)}",
             "Let its forward() not depend on the values of tensors.",
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of the network's own code says, short enough to be quoted."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from slimkit.core.errors import ModelError
+from slimkit.core.errors import ModelError, first_line
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.pruning.atoms import Atoms, broadcast, distinct, is_spread_over_channels, varies
-from slimkit.core.pruning.network import first_line, on_cpu, small_shape, trace_graph
+from slimkit.core.pruning.network import on_cpu, small_shape, trace_graph
 from slimkit.core.pruning.probe import Trials
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from slimkit.core.errors import MissedError
+from slimkit.core.errors import MissedError, first_line
 from slimkit.core.measure.macs import COUNTED
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.pruning.groups import Cut
-from slimkit.core.pruning.network import first_line, on_cpu, small_shape
+from slimkit.core.pruning.network import on_cpu, small_shape
 
 TOLERANCE = 1e-4
 
@@ -31,7 +31,7 @@ def verify_cut(original: nn.Module, cut: nn.Module, cuts: Mapping[str, Cut], inp
     images, wanted = _first_outputs(mask_channels(original, cuts), input_shape)
     try:
         got = _outputs(cut, images)
-    except RuntimeError as error:
+    except Exception as error:  # here too
         raise _missed(f"The cut network does not run: {first_line(error)}") from error
     for (name, before), (_, after) in zip(wanted, got, strict=True):
         kept = torch.ones(len(before), dtype=torch.bool)
@@ -71,7 +71,7 @@ def _first_outputs(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tenso
     images = _random_images(small)
     try:
         return images, _outputs(module, images)
-    except RuntimeError:
+    except Exception:  # the network's own code runs here, and may raise anything
         if small == whole:
             raise
     images = _random_images(whole)
