@@ -19,11 +19,11 @@ from slimkit.core.pruning.budgets import (
     fit_accuracy,
     fit_latency,
     fit_severity,
-    narrow_down,
     parse_latency,
     spend_rest,
 )
 from slimkit.core.pruning.groups import find_groups, merge_cuts
+from slimkit.core.pruning.narrowing import narrow_down
 from slimkit.core.pruning.shapes import Cost, Shapes
 from slimkit.core.pruning.surgery import cut_layers
 
@@ -115,16 +115,14 @@ def test_the_accuracy_is_kept_by_the_most_severe_cut_that_was_tried() -> None:
 def test_the_group_that_loses_least_for_a_ms_is_narrowed_first() -> None:
     # both groups lose 1 a step; one saves 1 ms, the other 3 ms, until there is nothing left to take from it
     per_step = (1.0, 3.0)
-    points = narrow_down(
+    path = narrow_down(
         (16, 16),
         steps=(4, 4),
-        least=(8, 8),
+        max_rate=0.5,
         lost=lambda group, width: (16 - width) / 4,
-        predict=lambda widths: sum(ms * w / 4 for ms, w in zip(per_step, widths, strict=True)),
         saved=lambda group, widths, width: per_step[group] * (widths[group] - width) / 4,
     )
-    assert [point.widths for point in points] == [(16, 16), (16, 12), (16, 8), (12, 8), (8, 8)]
-    assert [point.ms for point in points] == [16, 13, 10, 9, 8]
+    assert path == ((16, 16), (16, 12), (16, 8), (12, 8), (8, 8))
 
 
 POINTS = tuple(Point((width,), width / 10) for width in range(100, 9, -1))  # predicted: 10 ms down to 1

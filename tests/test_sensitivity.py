@@ -10,8 +10,9 @@ from PIL import Image
 
 from slimkit.cli.app import main
 from slimkit.core.errors import UsageError
-from slimkit.core.folder import write_folder
+from slimkit.core.folder import read_folder, write_folder
 from slimkit.core.pruning import prune_module
+from slimkit.core.pruning.groups import find_groups
 from slimkit.core.pruning.sensitivity import RATES, GroupSensitivity, Sensitivity, accuracy_lost, read_sensitivity
 
 
@@ -48,7 +49,7 @@ def report(*lost: float, name: str = "conv1") -> Sensitivity:
         GroupSensitivity((name,), rate, 100, round(100 * (1 - rate)), points, 1.0, 1, 1)
         for rate, points in zip((0.2, 0.4, 0.6), lost, strict=True)
     )
-    return Sensitivity("model", 70.0, 100, 5.0, "fp32", 10**6, 10**6, entries)
+    return Sensitivity("model", 70.0, True, 100, 5.0, "fp32", 10**6, 10**6, entries)
 
 
 def test_the_points_lost_are_interpolated_and_never_fall() -> None:
@@ -68,3 +69,34 @@ def test_a_report_of_another_model_is_refused(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(UsageError, match="is no sensitivity report"):
         read_sensitivity(file)
+
+
+def test_a_budget_is_spent_on_the_groups_that_the_report_calls_cheap(tmp_path: Path, image_folder: Path) -> None:
+    model = small_classifier(width=16)
+    write_folder(model, tmp_path / "base")
+    grouping = find_groups(model.module, (3, 32, 32))
+    entries = [
+        GroupSensitivity((name,), 0.5, group.width, group.width // 2, 50.0 * ("layer4" not in name), 1.0, 1, 1)
+        for group in grouping.groups
+        for name in [group.makers(model.module)[0].layer]
+    ]
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(report(1, 2, 3), entries=tuple(entries)))))
+    flags = [
+        "--data",
+        str(image_folder),
+        "--calibration-images",
+        "8",
+        "--no-reconstruct",
+        "--use-sensitivity",
+        str(file),
+    ]
+    cut = str(tmp_path / "cut")
+    assert main(["prune", str(tmp_path / "base"), "--macs", "0.9", "--round-to", "none", *flags, "-o", cut]) == 0
+    layers = [layer for layer in read_folder(tmp_path / "cut").architecture.layers if layer.type == "Conv2d"]
+    assert {layer.name.split(".")[0] for layer in layers if layer.out_channels < layer.width_before} == {"layer4"}
+    before = sum(layer.macs for layer in model.architecture.layers)
+    assert (
+        0.85 * before < sum(layer.macs for layer in read_folder(tmp_path / "cut").architecture.layers) <= 0.9 * before
+    )
+    assert main(["prune", str(tmp_path / "base"), "--rate", "0.3", *flags, "-o", str(tmp_path / "other")]) == 2

@@ -98,7 +98,7 @@ COMPARED = (("parameters", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), 
     use_sensitivity=typer.Option(
         "--use-sensitivity",
         metavar="FILE.json",
-        help="Such a report, by which --latency weighs the groups, in place of the importance.",
+        help="Such a report, by which a budget is spent on the groups, in place of --scope; not with --rate.",
         rich_help_panel=REPORT,
     ),
 )
@@ -151,7 +151,10 @@ def _show_sensitivity(result: "SensitivityResult", output: Output) -> None:
         )
         for entry in report.entries
     ]
-    title = f"{report.accuracy:.2f} % on {report.images:,} held-out images, {report.latency:.2f} ms ({report.target})"
+    title = (
+        f"Uncut: {report.accuracy:.2f} % on {report.images:,} held-out images, {report.latency:.2f} ms "
+        f"({report.target}). Each group was cut alone, {report.repair}."
+    )
     data = {"output": str(result.file), "picture": str(result.picture), **report.to_dict()}
     human: list[RenderableType] = [
         table(title, columns, rows),

@@ -81,7 +81,7 @@ class PruneOptions(ModelOptions):
     calibration_images: int = 2048  # training images for the recalibration of BatchNorm, where nothing is reconstructed
     finetune_epochs: int = 0  # after the repair; for --max-drop of every network that is tried
     sensitivity: bool = False  # prune nothing: report what each group would cost and save
-    use_sensitivity: Path | None = None  # the JSON of such a report, for the choice of widths under --latency
+    use_sensitivity: Path | None = None  # the JSON of such a report, for the choice of widths
 
     @property
     def budgets(self) -> list[str]:

@@ -152,42 +152,6 @@ class Timed:
     measured: float  # ms
 
 
-def narrow_down(
-    full: Widths,
-    steps: Sequence[int],
-    least: Sequence[int],
-    lost: Callable[[int, int], float],
-    predict: Callable[[Widths], float],
-    saved: Callable[[int, Widths, int], float],
-) -> tuple[Point, ...]:
-    """Narrow the groups one step at a time, each time the one that loses the least for a ms saved.
-
-    steps: what each group's width goes down by; least: where it stops.
-    lost(group, width): what is lost by the time that a group is that narrow, in one unit for all groups.
-    predict(widths): ms; saved(group, widths, narrower): ms that it takes less.
-    Gives every network on the way, the uncut one first.
-    """
-    widths = full
-    points = [Point(full, predict(full))]
-    while True:
-        moves = [(g, _next(w, steps[g])) for g, w in enumerate(widths) if _next(w, steps[g]) >= least[g]]
-        if not moves:
-            return tuple(points)
-        group, width = min(
-            moves,
-            key=lambda move: (
-                (lost(*move) - lost(move[0], widths[move[0]])) / max(saved(move[0], widths, move[1]), 1e-9)
-            ),
-        )
-        widths = (*widths[:group], width, *widths[group + 1 :])
-        points.append(Point(widths, predict(widths)))
-
-
-def _next(width: int, step: int) -> int:
-    """The next smaller multiple of `step`."""
-    return (width - 1) // step * step
-
-
 def fit_latency(points: Sequence[Point], measure: Callable[[Point], float], budget: float) -> Point:
     """The largest network of `points`, from large to small, that takes at most `budget` ms when it is measured.
 

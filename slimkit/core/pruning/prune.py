@@ -1,7 +1,7 @@
 """Pruning: find the groups, choose channels, cut them out, prove it, measure BatchNorm anew."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -214,10 +214,12 @@ def cut_and_repair(
     input_shape: Sequence[int],
     batches: Batches | None = None,
     reconstruct: bool = True,
+    only: Container[str] | None = None,
     progress: Progress = silent,
 ) -> Repaired:
     """Cut the channels `chosen[i]` (int64) out of group i, prove it on random input, and repair the rest on `batches`.
 
+    only: the layers that are reconstructed, where it is not all of them.
     Raises MissedError where the cut network does not compute what the masked original does.
     """
     cuts = merge_cuts(grouping.groups, chosen)
@@ -226,7 +228,7 @@ def cut_and_repair(
     solved = recalibrated = 0
     if batches is not None:
         if reconstruct:
-            solved = reconstruct_layers(module, cut, cuts, batches, progress=progress)
+            solved = reconstruct_layers(module, cut, cuts, batches, only=only, progress=progress)
         recalibrated = recalibrate(cut, batches, progress=progress)
     return Repaired(cut, difference, solved, recalibrated)
 

@@ -7,7 +7,7 @@ that way; here all of them, in turn). It takes images without labels, no gradien
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,26 @@ RIDGE = 1e-3  # see least_squares.py
 
 
 def reconstruct(
-    original: nn.Module, cut: nn.Module, cuts: Mapping[str, Cut], batches: Batches, *, progress: Progress = silent
+    original: nn.Module,
+    cut: nn.Module,
+    cuts: Mapping[str, Cut],
+    batches: Batches,
+    *,
+    only: Container[str] | None = None,
+    progress: Progress = silent,
 ) -> int:
     """Solve every convolution and linear layer of `cut` anew, in place; gives the number of images that were used.
 
     cut: what `cut_layers(original, cuts)` gave. batches: normalized images [n, channels, height, width].
+    only: the names of the layers to be solved, where it is not all of them.
     BatchNorm's variances stay; they are best measured anew afterwards (`recalibrate`). Memory is bounded whatever the
     layer (`flow.MEMORY_LIMIT`, `least_squares.MAX_UNKNOWNS`): what doesn't fit is solved on fewer images. A layer that
     is called more than once keeps its weights.
     """
     with evaluating(original), evaluating(cut), torch.no_grad():
-        layers = {name: layer for name, layer in cut.named_modules() if is_solvable(layer)}
+        layers = {
+            name: layer for name, layer in cut.named_modules() if is_solvable(layer) and (only is None or name in only)
+        }
         flow = Flow(original, cut, batches, layers)
         calls = Counter(node.target for node in flow.cut.nodes)
         with progress("reconstruct", len(layers)) as advance:

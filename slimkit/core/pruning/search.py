@@ -29,12 +29,12 @@ from slimkit.core.pruning.budgets import (
     fit_latency,
     fit_severity,
     missed,
-    narrow_down,
     spend_rest,
 )
 from slimkit.core.pruning.groups import Grouping, find_groups, merge_cuts
 from slimkit.core.pruning.importance import score_groups
 from slimkit.core.pruning.latency_table import LatencyTable
+from slimkit.core.pruning.narrowing import narrow_down, score_lost
 from slimkit.core.pruning.prune import Plan, carry_out
 from slimkit.core.pruning.report import Pruned
 from slimkit.core.pruning.rounding import steps_of
@@ -43,9 +43,8 @@ from slimkit.core.pruning.shapes import Cost, Shapes, Widths
 from slimkit.core.pruning.surgery import cut_layers
 from slimkit.core.quantization import quantize
 
-SEARCH_RUNS, FINAL_RUNS = 50, 100  # timed runs of a network
+SEARCH_RUNS, FINAL_RUNS = 100, 100  # timed runs of a network
 MILDER = 20  # severities below the one that just fits, at which what is left of a budget is spent
-MOVES = 16  # steps, about, in which a latency budget narrows a group
 
 Finetune = Callable[[Classifier], Classifier]  # trains in place and records it
 
@@ -87,9 +86,13 @@ class Search:
     @cached_property
     def batches(self) -> Batches:
         """The training images of the repair."""
+        return self.repair_images(len(self.data.train))
+
+    def repair_images(self, most: int) -> Batches:
+        """Those of the training images on which a cut is repaired, or `most` of them."""
         options = self.options
         count = options.reconstruction_images if options.reconstruct else options.calibration_images
-        return CalibrationBatches(self.data.train, self.data.preprocessing, count, options.seed)
+        return CalibrationBatches(self.data.train, self.data.preprocessing, min(count, most), options.seed)
 
     @cached_property
     def scores(self) -> tuple[Tensor, ...]:
@@ -114,6 +117,8 @@ class Search:
         """The channels that go at a severity; none at 0."""
         if severity == 0:
             return tuple(torch.empty(0, dtype=torch.int64) for _ in self.grouping.groups)
+        if self.options.use_sensitivity is not None:
+            return self._narrowed(self._macs_path[int(severity / MOST * (len(self._macs_path) - 1))])
         by_error = self.options.importance == "error"
         return allocate(
             self.classifier.module,
@@ -123,7 +128,7 @@ class Search:
             scope=self.scope,
             max_rate=self.options.max_rate,
             round_to=self.steps if rounded else None,
-            costs=channel_macs(self.classifier.module, self.grouping.groups, self.input_shape) if by_error else None,
+            costs=self._channel_macs if by_error else None,
         )
 
     def cost(self, chosen: Chosen) -> Cost:
@@ -179,7 +184,9 @@ class Search:
             timings.append(self.measure(self._cut(point.widths), SEARCH_RUNS))
             return timings[-1]
 
-        point = fit_latency(self._path(), measure, budget.amount)
+        table = self.latency_table()
+        path = [Point(widths, table.ms(widths)) for widths in self._path(table.ms_saved)]
+        point = fit_latency(path, measure, budget.amount)
         pruned = self.finish(budget, self._narrowed(point.widths))
         after = self.measure(pruned.result.classifier, FINAL_RUNS)
         if after > budget.amount:  # a passing load on the machine is no reason to throw the repair away
@@ -201,13 +208,17 @@ class Search:
             progress=self.progress,
         )
 
-    def _path(self) -> tuple[Point, ...]:
-        table, full = self.latency_table(), self.shapes.full
-        steps = [step * max(1, width // (MOVES * step)) for step, width in zip(self.steps, full, strict=True)]
-        least = [
-            max(step, width - int(self.options.max_rate * width)) for step, width in zip(self.steps, full, strict=True)
-        ]
-        return narrow_down(full, steps, least, self._loss(), table.ms, table.ms_saved)
+    def _path(self, saved: Callable[[int, Widths, int], float]) -> tuple[Widths, ...]:
+        return narrow_down(self.shapes.full, self.steps, max_rate=self.options.max_rate, lost=self._loss(), saved=saved)
+
+    @cached_property
+    def _macs_path(self) -> tuple[Widths, ...]:
+        macs = self._channel_macs
+        return self._path(lambda group, widths, narrower: macs[group] * (widths[group] - narrower))
+
+    @cached_property
+    def _channel_macs(self) -> tuple[float, ...]:
+        return channel_macs(self.classifier.module, self.grouping.groups, self.input_shape)
 
     def _loss(self) -> Callable[[int, int], float]:
         """What is lost by the time that a group has so many channels: accuracy where it was measured, or scores."""
@@ -279,15 +290,3 @@ class Search:
         module = cut_layers(self.classifier.module, merge_cuts(self.grouping.groups, self._narrowed(widths)))
         layers = describe_layers(module, self.input_shape)
         return Classifier(module, dataclasses.replace(architecture, layers=layers))
-
-
-def score_lost(scores: Sequence[Tensor], *, one_unit: bool) -> Callable[[int, int], float]:
-    """lost(group, width): the scores (float [full width] for each group) that are gone when so many channels are left.
-
-    one_unit: whether the scores of all groups are in one unit; otherwise those of each are relative to their mean.
-    """
-    sums = [
-        torch.cat([torch.zeros(1), (values if one_unit else values / values.mean()).sort().values.cumsum(0)]).tolist()
-        for values in scores
-    ]
-    return lambda group, width: float(sums[group][len(sums[group]) - 1 - width])

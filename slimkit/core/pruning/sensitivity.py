@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.allocation import least_important
 from slimkit.core.pruning.groups import Grouping
 from slimkit.core.pruning.prune import cut_and_repair
+from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.pruning.shapes import Shapes, Widths
 from slimkit.core.typed import FieldError, parse_dataclass
 
@@ -33,7 +35,7 @@ class GroupSensitivity:
     rate: float
     width_before: int
     width: int
-    accuracy_lost: float  # points of top-1, after BatchNorm was measured anew
+    accuracy_lost: float  # points of top-1, both networks being repaired on the same images
     ms_saved: float
     macs_saved: int
     bytes_saved: int
@@ -45,12 +47,18 @@ class Sensitivity:
 
     model: str
     accuracy: float  # top-1 % of the uncut network
+    reconstructed: bool  # whether the layers that read the channels were solved anew, or BatchNorm measured anew alone
     images: int  # that the accuracies are measured on, held out of the training data
     latency: float  # ms of the uncut network, measured
     target: str  # what it computes in: fp32, int8
     macs: int  # of the uncut network
     bytes: int
     entries: tuple[GroupSensitivity, ...]
+
+    @property
+    def repair(self) -> str:
+        """What was done before the accuracies were taken, in words."""
+        return "the layers that read it solved anew" if self.reconstructed else "BatchNorm measured anew"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -67,22 +75,33 @@ def measure_groups(
     accuracy: Callable[[nn.Module], float],
     batches: Batches,
     input_shape: Sequence[int],
+    reconstruct: bool,
     rates: Sequence[float] = RATES,
     progress: Progress = silent,
 ) -> tuple[GroupSensitivity, ...]:
-    """Cut each group alone at each rate, measure BatchNorm anew on `batches`, and take the accuracy.
+    """Cut each group alone at each rate, repair it on `batches`, and take the accuracy.
 
     scores: of each group's channels, float [width]; ms: predicted for widths of the groups; accuracy: top-1 %.
+    reconstruct: whether the layers that read the group are solved anew; BatchNorm is measured anew in any case, and in
+        the uncut network too, so that what the images of the repair make of it is not laid to the groups.
     """
     found = []
-    whole, whole_ms, whole_accuracy = shapes.cost(shapes.full), ms(shapes.full), accuracy(module)
+    uncut = copy.deepcopy(module)
+    recalibrate(uncut, batches)
+    whole, whole_ms, whole_accuracy = shapes.cost(shapes.full), ms(shapes.full), accuracy(uncut)
     with progress("sensitivity", len(grouping.groups) * len(rates)) as advance:
         for index, group in enumerate(grouping.groups):
             for rate in rates:
                 lost = least_important(scores[index], min(int(rate * group.width + 0.5), group.width - 1))
                 chosen = [lost if i == index else lost[:0] for i in range(len(grouping.groups))]
                 cut = cut_and_repair(
-                    module, grouping, chosen, input_shape=input_shape, batches=batches, reconstruct=False
+                    module,
+                    grouping,
+                    chosen,
+                    input_shape=input_shape,
+                    batches=batches,
+                    reconstruct=reconstruct,
+                    only={member.layer for member in group.members if member.side == "inputs"},
                 )
                 widths = tuple(w - len(c) for w, c in zip(shapes.full, chosen, strict=True))
                 cost = shapes.cost(widths)

@@ -33,7 +33,7 @@ def draw_sensitivity(report: Sensitivity) -> bytes:
         axis.set_xlabel("of the group's channels cut")
     axes[0].set_yticks(range(len(rows)), [_label(row[0]) for row in rows])
     figure.suptitle(
-        f"{report.model}: each group cut alone, BatchNorm measured anew\n"
+        f"{report.model}: each group cut alone, {report.repair}\n"
         f"uncut: {report.accuracy:.2f} % on {report.images:,} held-out images, "
         f"{report.latency:.2f} ms ({report.target})",
         fontsize=11,
@@ -45,7 +45,7 @@ def draw_sensitivity(report: Sensitivity) -> bytes:
 
 
 def _draw_map(axis: Any, values: list[list[float]], title: str, colours: str, form: str) -> None:
-    highest = max(max(row) for row in values) or 1.0
+    highest = max(0.0, *(max(row) for row in values)) or 1.0
     axis.imshow(values, aspect="auto", cmap=colours, vmin=0, vmax=1.15 * highest)
     axis.set_title(title, fontsize=10)
     axis.tick_params(length=0)

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from slimkit.core.data import CalibrationBatches, Images, ImageSet
+from slimkit.core.data import Images, ImageSet
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
@@ -18,7 +18,7 @@ from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Search
 from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
 from slimkit.core.pruning.shapes import Cost
 
-SENSITIVITY_IMAGES, SENSITIVITY_CALIBRATION = 1000, 512  # for each group and rate
+SENSITIVITY_IMAGES, SENSITIVITY_REPAIR = 1000, 512  # for each group and rate
 
 
 def prune_to_budget(
@@ -55,7 +55,6 @@ def measure_sensitivity(
     table = search.latency_table()
     latency = search.measure(classifier, FINAL_RUNS)
     scale = latency / table.ms(search.shapes.full)
-    calibration = min(SENSITIVITY_CALIBRATION, options.calibration_images)
     entries = measure_groups(
         classifier.module,
         search.grouping,
@@ -63,13 +62,15 @@ def measure_sensitivity(
         search.shapes,
         ms=lambda widths: scale * table.ms(widths),
         accuracy=lambda module: search.accuracy(dataclasses.replace(classifier, module=module), held_out),
-        batches=CalibrationBatches(data.train, data.preprocessing, calibration, options.seed),
+        batches=search.repair_images(SENSITIVITY_REPAIR),
         input_shape=search.input_shape,
+        reconstruct=options.reconstruct,
         progress=progress,
     )
     return Sensitivity(
         model=options.model,
         accuracy=search.accuracy(classifier, held_out),
+        reconstructed=options.reconstruct,
         images=len(held_out),
         latency=latency,
         target=options.target,
@@ -113,6 +114,11 @@ def check_budget(options: PruneOptions) -> None:
     if len(options.budgets) > 1:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in options.budgets)
         raise UsageError(f"{flags} are several budgets.", "Give one of them.")
+    if options.use_sensitivity is not None and options.budgets in ([], ["rate"]):
+        raise UsageError(
+            "--use-sensitivity says which groups lose how much, and so does --rate.",
+            "Give --macs, --params, --latency or --max-drop as the budget.",
+        )
     if options.rate is not None:
         check_rate(options.rate)
 
