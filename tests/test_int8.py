@@ -139,6 +139,16 @@ def test_the_trace_gives_the_answers_of_the_single_layers(scheme: str) -> None:
         assert "_run" not in repr(network._traced[batch.shape[1:]])  # or it would be compared to itself
 
 
+def test_images_of_many_sizes_come_in_turn() -> None:
+    network = network_in("dynamic")
+    sizes = [24 + 4 * step for step in range(standalone.MOST_TRACES + 2)]
+    batches = [torch.nn.functional.interpolate(images(1), size=(size, size)) for size in sizes]
+    first = [network(batch) for batch in batches]
+    assert all(torch.equal(network(batch), logits) for batch, logits in zip(batches, first, strict=True))
+    fresh = network_in("dynamic")
+    assert torch.equal(fresh(batches[-1]), first[-1])
+
+
 def test_the_largest_products_do_not_saturate() -> None:
     """255 x 127 twice is beyond int16, in which CPUs without VNNI add pairs."""
     entry = convolution(["input"], False, kernel_size=[1, 1], padding=[0, 0], quantization={"scheme": "dynamic"})

@@ -226,6 +226,8 @@ def torchvision_network(name: str, num_classes: int) -> nn.Module:
 
 # ---- int8 networks ----
 
+MOST_TRACES = 8  # image sizes that a network is kept ready for: each has weights of its own
+
 
 class Int8Network(nn.Module):
     """A network computed in int8: the list of layers in its architecture, run in order.
@@ -266,6 +268,8 @@ class Int8Network(nn.Module):
         if not len(x):
             return self._run(FloatArithmetic(), x)
         if shape not in self._traced:
+            if len(self._traced) == MOST_TRACES:
+                del self._traced[next(iter(self._traced))]
             self._traced[shape] = self._trace(arithmetic, x[:1])
         run = self._traced[shape]
         # Image by image where ranges are taken per image: a kernel knows one range for all of its batch.
@@ -277,11 +281,12 @@ class Int8Network(nn.Module):
         Where TorchScript can't have all of it, or has not the same answers, it is `_run` itself.
         """
         run = functools.partial(self._run, arithmetic)
+        body = _Traceable(self, arithmetic).eval()
+        body.drop_opaque_weights()
         with _onednn_engine():
             run(x)  # so that the weights are packed
         with warnings.catch_warnings(), contextlib.suppress(AttributeError, RuntimeError):
             warnings.simplefilter("ignore")  # that what is constant for images of this shape becomes a constant
-            body = _Traceable(self, arithmetic).eval()
             weights = body.opaque_weights()
             traced = torch.jit.trace(body, (x, *weights), check_trace=False)  # type: ignore[no-untyped-call]
             traced = torch.jit.freeze(traced, optimize_numerics=False)
@@ -330,6 +335,11 @@ class _Traceable(nn.Module):
         """The reverse of `opaque_weights`."""
         for layer, weight in zip(self._opaque_layers(), weights, strict=True):
             layer.packed = (weight, *layer.packed[1:])
+
+    def drop_opaque_weights(self) -> None:
+        """Have them packed anew for the next image: in a layout for another size some take 100 times as long."""
+        for layer in self._opaque_layers():
+            layer.packed = None
 
     def _opaque_layers(self) -> list[Int8Layer]:
         layers = [step.layer for step in self.network._steps]
@@ -706,7 +716,9 @@ class Int8Kernels(FloatArithmetic):
     def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
         """As FloatArithmetic's, but a residual's memory is written over, and needs a ReLU after it."""
         if layer.packed is None:
-            packed = torch.ops.onednn.qconv_prepack(layer.weight_codes(), layer.weight_scale, 1.0, 0, *layer.geometry)
+            shape = list((x if layer.is_dynamic else x.values).shape)
+            weight = layer.weight_codes()
+            packed = torch.ops.onednn.qconv_prepack(weight, layer.weight_scale, 1.0, 0, *layer.geometry, shape)
             layer.packed = (packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
         weights = (*layer.packed, layer.bias, *layer.geometry, "relu" if layer.activation else "none")
         if layer.is_dynamic:
@@ -885,10 +897,7 @@ def _linear_image(
 
 def _image_codes(x: Tensor) -> tuple[Tensor, float, int]:
     """Float, one image -> the codes that span its range, their scale and their zero point."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        low, high = torch.aminmax(x.permute(0, 2, 3, 1))  # in memory order: no copy
-    else:
-        low, high = torch.aminmax(x)
+    low, high = torch.aminmax(_in_memory_order(x))
     bottom, top = min(float(low), 0.0), max(float(high), 0.0)
     scale = (top - bottom) / 255
     if scale == 0.0:
@@ -898,11 +907,28 @@ def _image_codes(x: Tensor) -> tuple[Tensor, float, int]:
 
 
 def _round_in_one_pass(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8).int_repr()
+    codes = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    return _in_memory_of(codes, torch.empty(0, dtype=torch.uint8))
 
 
 def _round_in_four(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return ((x / scale).round_() + zero_point).clamp_(0, 255).to(torch.uint8)
+
+
+def _in_memory_of(source: Tensor, empty: Tensor) -> Tensor:
+    """`empty`, of another dtype as wide, made to show the memory of `source`: no copy."""
+    ordered = _in_memory_order(source)
+    result: Tensor = torch.ops.aten.set_(empty, ordered, 0, ordered.size(), ordered.stride())
+    return result.permute(0, 3, 1, 2) if _is_channels_last(source) else result
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """x, or [n, h, w, c] of a channels-last [n, c, h, w]: contiguous then without a copy."""
+    return x.permute(0, 2, 3, 1) if _is_channels_last(x) else x.contiguous()
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 _round_to_codes = _round_in_one_pass if hasattr(torch, "quantize_per_tensor") else _round_in_four
