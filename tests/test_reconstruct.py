@@ -9,7 +9,7 @@ from conftest import small_classifier
 from torch import Tensor, nn
 
 from slimkit.core.compat import import_torchvision
-from slimkit.core.pruning.flow import Flow
+from slimkit.core.models.flow import Flow
 from slimkit.core.pruning.groups import Cut, find_groups, merge_cuts
 from slimkit.core.pruning.least_squares import Equations
 from slimkit.core.pruning.recalibrate import recalibrate
@@ -127,14 +127,14 @@ def test_with_little_memory_fewer_images_are_held_and_more_later(monkeypatch: py
     module = small_classifier(width=16).module
     held: list[int] = []
     monkeypatch.setattr(
-        Flow, "step_cut", lambda flow, at, step=Flow.step_cut: (held.append(flow.images), step(flow, at))
+        Flow, "step_changed", lambda flow, at, step=Flow.step_changed: (held.append(flow.images), step(flow, at))
     )
     cut, cuts = half_of(module)
     everything = copy.deepcopy(cut)
     reconstruct(module, everything, cuts, images(16))
     assert set(held) == {256}
     held.clear()
-    monkeypatch.setattr("slimkit.core.pruning.flow.MEMORY_LIMIT", 2**19)
+    monkeypatch.setattr("slimkit.core.models.flow.MEMORY_LIMIT", 2**19)
     assert reconstruct(module, cut, cuts, images(16)) == 256
     assert min(held) < 128 < held[-1] == 256
     assert error(module, cut, images(16)[0]) < 1.3 * error(module, everything, images(16)[0])

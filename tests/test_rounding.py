@@ -83,8 +83,8 @@ def test_groups_are_rounded_each_by_its_own_inputs() -> None:
         torch.testing.assert_close(scale[i], alone[1][0])
 
 
-def images(count: int = 48) -> Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+def images(count: int = 48, seed: int = 3) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
 def simulated(scheme: str = "static", **options: object) -> tuple[Classifier, Classifier, Simulation]:
@@ -132,6 +132,19 @@ def test_layers_rounded_one_by_one_lose_a_fraction_of_what_the_nearest_codes_los
         assert (simulation.network(images()) - wanted).norm() < 0.5 * (nearest.network(images()) - wanted).norm()
         written = replace_rounded(made, rounded).module(images())
         assert (written - wanted).norm() < 0.5 * (nearest.network(images()) - wanted).norm()
+
+
+def test_with_little_memory_layers_are_rounded_on_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [images(16, seed) for seed in range(4)]
+    errors = []
+    for limit in (2**30, 2**19):
+        monkeypatch.setattr("slimkit.core.models.flow.MEMORY_LIMIT", limit)
+        source, _, simulation = simulated()
+        rounded = round_layers(simulation, batches, dict.fromkeys(simulation.layers, 7), silent)
+        assert rounded.keys() == simulation.layers.keys()
+        with torch.no_grad():
+            errors.append(float((simulation.network(images()) - source.module(images())).norm()))
+    assert errors[0] != errors[1] < 1.5 * errors[0]
 
 
 def test_numbers_of_layers_are_read_as_they_were_put_in() -> None:

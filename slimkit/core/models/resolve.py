@@ -87,6 +87,7 @@ def open_named(
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
         _fill(module, without_auxiliary_heads(read_state_dict(options.weights)), options.weights, num_classes)
+        log.info("Held-out accuracy reads high where the weights of %s saw the held-out images.", options.weights.name)
     elif options.pretrained:
         _fill_pretrained(module, name, num_classes)
         preprocessing = pretrained_preprocessing(name, preprocessing)

@@ -11,13 +11,13 @@ from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Node, symbolic_trace
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimkit.core.data import Batches
 from slimkit.core.measure.modes import evaluating
+from slimkit.core.models.flow import Flow
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.flow import Flow
 from slimkit.core.pruning.groups import Cut
 from slimkit.core.pruning.least_squares import Equations
 from slimkit.core.pruning.rows import (
@@ -55,10 +55,10 @@ def reconstruct(
         layers = {
             name: layer for name, layer in cut.named_modules() if is_solvable(layer) and (only is None or name in only)
         }
-        flow = Flow(original, cut, batches, layers)
-        calls = Counter(node.target for node in flow.cut.nodes)
+        flow = Flow(symbolic_trace(original), symbolic_trace(cut), batches, layers)
+        calls = Counter(node.target for node in flow.changed.nodes)
         with progress("reconstruct", len(layers)) as advance:
-            for position, node in enumerate(flow.cut.nodes):
+            for position, node in enumerate(flow.changed.nodes):
                 flow.seek(position)
                 flow.step_original(position)
                 name = str(node.target)
@@ -66,7 +66,7 @@ def reconstruct(
                     kept = _kept_outputs(original, name, cuts)
                     _solve(flow, position, layers[name], kept, _norm_after(node, cut))
                     advance(1)
-                flow.step_cut(position)
+                flow.step_changed(position)
         return flow.images
 
 
@@ -78,12 +78,12 @@ def _solve(flow: Flow, position: int, layer: SolvableLayer, kept: Tensor, norm: 
     matrix = weight_matrix(layer)
     equations = Equations(matrix.shape[1], offset=layer.bias is not None or norm is not None)
     sampler = Sampler(ROWS / len(flow.held))
-    source = flow.cut.nodes[position].all_input_nodes[0]
+    source = flow.changed.nodes[position].all_input_nodes[0]
     for batch in flow.held:
         outputs = batch.original[flow.original.nodes[position]]
         outputs = outputs.index_select(-1 if isinstance(layer, nn.Linear) else 1, kept)
         positions = sampler.positions(layer, outputs)
-        equations.add(input_rows(layer, batch.cut[source], positions), output_rows(layer, outputs, positions))
+        equations.add(input_rows(layer, batch.changed[source], positions), output_rows(layer, outputs, positions))
     solution, constant = equations.solve(matrix, RIDGE)
     set_weight_matrix(layer, solution)
     if layer.bias is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from slimkit.core.data import Batches
+from slimkit.core.models.flow import Flow
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.rounded import RoundedLayer
 from slimkit.core.quantization.rounding import round_by_least_squares
@@ -16,8 +18,6 @@ from slimkit.core.quantization.simulate import Simulation, Weighted
 
 SAMPLES = 2**15  # patches of inputs that a layer's moments are taken from
 RIDGE = 0.1  # of the mean variance: keeps the repair of earlier layers' errors from fitting noise
-
-Values = dict[fx.Node, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,94 +32,59 @@ class _Moments:
 
 @torch.no_grad()
 def round_layers(
-    simulation: Simulation, batches: Sequence[Tensor], largest: Mapping[str, int], progress: Progress
+    simulation: Simulation, batches: Batches, largest: Mapping[str, int], progress: Progress
 ) -> dict[str, RoundedLayer]:
     """Round the weights of `simulation.layers`, in place, from the first to the last; gives the rounded ones.
 
-    batches: normalized float32 images [n, 3, h, w] each; two values of all of them are held at every place of the
-        network that is still to be read. largest: the largest code, on both sides of 0, of each layer by name.
+    batches: normalized float32 images [n, 3, h, w] each; where not all fit into `flow.MEMORY_LIMIT`, early layers see
+        fewer. largest: the largest code, on both sides of 0, of each layer by name.
 
     A layer's weights are first moved by ridge regression, so that on the inputs that the rounded layers before it give,
     it gives what the float network does (Li et al. 2025, GPTAQ, arXiv:2504.02692), its residual's error included; then
     they are rounded by least squares; then its bias takes up what the mean of the outputs still lacks.
     """
-    walk = _Walk(simulation, batches)
+    flow = Flow(simulation.float_network(), simulation.network, batches, simulation.layers)
     done: dict[str, RoundedLayer] = {}
     with progress("round weights", len(simulation.layers)) as advance:
-        for node in simulation.network.graph.nodes:
+        for position, node in enumerate(flow.changed.nodes):
+            flow.seek(position)
+            flow.step_original(position)
             if node.op == "call_module" and node.target in simulation.layers:
                 name = str(node.target)
-                walk.run_float(node)
-                moments = walk.moments(node, simulation.layers[name], simulation.residuals.get(name))
+                moments = _moments(flow, position, simulation.layers[name], simulation.residuals.get(name))
                 done[name] = _round_layer(simulation.layers[name], moments, largest[name])
-                walk.run_rounded(node)
                 advance(1)
-            elif node.op not in ("placeholder", "output"):
-                walk.run_float(node)
-                walk.run_rounded(node)
-            walk.forget(node)
+            flow.step_changed(position)
     return done
 
 
-class _Walk:
-    """The values of the float network and of the rounded one, for all batches, as far as the walk has come."""
+def _moments(flow: Flow, position: int, layer: Weighted, residual: fx.Node | None) -> _Moments:
+    """The moments of the layer at node `position`, which has run in float.
 
-    def __init__(self, simulation: Simulation, batches: Sequence[Tensor]) -> None:
-        nodes = list(simulation.network.graph.nodes)
-        self._interpreter = fx.Interpreter(simulation.network)
-        self._rounding = list(simulation.rounding.values())
-        self._last_use = {source: node for node in nodes for source in node.all_input_nodes}
-        self._values: list[tuple[Values, Values]] = [({nodes[0]: x}, {nodes[0]: x}) for x in batches]
-        self._images = sum(len(x) for x in batches)
-
-    def run_float(self, node: fx.Node) -> None:
-        """Compute `node` in the float network."""
-        for rounding in self._rounding:
-            rounding.enabled = False
-        for values, _ in self._values:
-            self._run(node, values)
-        for rounding in self._rounding:
-            rounding.enabled = True
-
-    def run_rounded(self, node: fx.Node) -> None:
-        """Compute `node` in the rounded network."""
-        for _, values in self._values:
-            self._run(node, values)
-
-    def _run(self, node: fx.Node, values: Values) -> None:
-        self._interpreter.env = values
-        values[node] = self._interpreter.run_node(node)
-
-    def forget(self, node: fx.Node) -> None:
-        """Drop what nothing after `node` reads."""
-        for source in node.all_input_nodes:
-            if self._last_use[source] is node:
-                for pair in self._values:
-                    for values in pair:
-                        del values[source]
-
-    def moments(self, node: fx.Node, layer: Weighted, residual: fx.Node | None) -> _Moments:
-        """The moments of the layer at `node`, which has run in float: x in the rounded network, y = float - rounded."""
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        generator = torch.Generator().manual_seed(0)
-        count, sums, centre = 0, None, None
-        for floats, rounded in self._values:
-            x = rounded[node.all_input_nodes[0]]
-            lacking = floats[node] - layer(x)
-            if residual is not None:
-                lacking += floats[residual] - rounded[residual]
-            patches, outputs = _sample(x, lacking, layer, -(-SAMPLES // self._images), generator)
-            patches = patches.reshape(len(patches), groups, -1).transpose(0, 1)  # [g, n, d]
-            if centre is None:
-                centre = patches.mean(1, keepdim=True)  # near enough to the mean for float32 to hold the variances
-            part = _sum_moments(patches - centre, outputs)
-            sums = part if sums is None else tuple(a + b for a, b in zip(sums, part, strict=True))
-            count += len(outputs)
-        assert sums is not None
-        assert centre is not None
-        x, y, xx, yx = (total / count for total in sums)
-        covariances = xx - x[:, :, None] * x[:, None], yx - y.view(groups, -1, 1) * x[:, None]
-        return _Moments(x + centre[:, 0], y, *covariances)
+    x is of the rounded network, y of float - rounded. residual: the rounded node that is added to the output.
+    """
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    generator = torch.Generator().manual_seed(0)
+    count, sums, centre = 0, None, None
+    source = flow.changed.nodes[position].all_input_nodes[0]
+    in_float = dict(zip(flow.changed.nodes, flow.original.nodes, strict=True))
+    for batch in flow.held:
+        x = batch.changed[source]
+        lacking = batch.original[flow.original.nodes[position]] - layer(x)
+        if residual is not None:
+            lacking += batch.original[in_float[residual]] - batch.changed[residual]
+        patches, outputs = _sample(x, lacking, layer, -(-SAMPLES // flow.images), generator)
+        patches = patches.reshape(len(patches), groups, -1).transpose(0, 1)  # [g, n, d]
+        if centre is None:
+            centre = patches.mean(1, keepdim=True)  # near enough to the mean for float32 to hold the variances
+        part = _sum_moments(patches - centre, outputs)
+        sums = part if sums is None else tuple(a + b for a, b in zip(sums, part, strict=True))
+        count += len(outputs)
+    assert sums is not None
+    assert centre is not None
+    x, y, xx, yx = (total / count for total in sums)
+    covariances = xx - x[:, :, None] * x[:, None], yx - y.view(groups, -1, 1) * x[:, None]
+    return _Moments(x + centre[:, 0], y, *covariances)
 
 
 def _sample(x: Tensor, y: Tensor, layer: Weighted, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,14 @@ class Simulation:
     residuals: dict[str, fx.Node]  # by a layer's name: what is added to its output
     rounding: dict[str, RoundToCodes]  # by the name of the operation that gives the codes
 
+    def float_network(self) -> fx.GraphModule:
+        """A copy of the network, node by node, with the weights as they are now, that rounds no activation."""
+        network = copy.deepcopy(self.network)
+        for module in network.modules():
+            if isinstance(module, RoundToCodes):
+                module.enabled = False
+        return network
+
 
 def simulate(source: Classifier, made: Classifier) -> Simulation:
     """Simulate the int8 classifier `made` with the weights of the float one that it was made from, not yet rounded.

@@ -113,7 +113,7 @@ class _Maker:
 
     def _round(self, made: Classifier, four_bit: Collection[str]) -> Classifier:
         """`made` with the weights of `four_bit` layers rounded by least squares."""
-        batches: list[Tensor] = list(self._images(max(ROUNDING_IMAGES, self._options.calibration_images)))
+        batches = self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
         simulation = simulate(self._classifier, made)
         largest = {n: largest_code(4 if n in four_bit else 8, self._options.portable) for n in simulation.layers}
         return replace_rounded(made, round_layers(simulation, batches, largest, self._progress))

@@ -1,12 +1,12 @@
-"""Running a network and its cut copy side by side, node by node, over many images in bounded memory."""
+"""Running a network and a changed copy of it side by side, node by node, over many images in bounded memory."""
 
 import itertools
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.fx import Interpreter, Node, symbolic_trace
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from slimkit.core.data import Batches
@@ -18,10 +18,10 @@ Values = dict[Node, Any]  # as far as later nodes need them
 
 
 class Runner:
-    """Runs the nodes of a network that is in eval mode and can be traced by torch.fx."""
+    """Runs the nodes of a traced network that is in eval mode."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._interpreter = Interpreter(symbolic_trace(module))
+    def __init__(self, traced: GraphModule) -> None:
+        self._interpreter = Interpreter(traced)
         self.nodes: tuple[Node, ...] = tuple(self._interpreter.graph.nodes)
 
     def step(self, position: int, values: Values) -> None:
@@ -41,20 +41,20 @@ class Held:
 
     images: int
     original: Values
-    cut: Values
+    changed: Values
 
 
 class Flow:
-    """The values of the original and the cut network for the same images, at a node that moves forward.
+    """The values of the original and the changed network for the same images, at a node that moves forward.
 
-    A layer of the cut network is to be solved on what the layers before it give once they are solved, so what is still
-    needed is held, for as many batches as MEMORY_LIMIT allows (at least one). Early values are the largest: where more
-    batches fit later, they are run again from the start, through the layers that are solved by then.
+    A layer of the changed network is to be solved on what the layers before it give once they are solved, so what is
+    still needed is held, for as many batches as MEMORY_LIMIT allows (at least one). Early values are the largest: where
+    more batches fit later, they are run again from the start, through the layers that are solved by then.
     """
 
-    def __init__(self, original: nn.Module, cut: nn.Module, batches: Batches, stops: Container[str]) -> None:
-        """`stops` names the layers before which the number of batches may change."""
-        self.original, self.cut = Runner(original), Runner(cut)
+    def __init__(self, original: GraphModule, changed: GraphModule, batches: Batches, stops: Container[str]) -> None:
+        """`stops` names the layers before which the number of batches may change; both have the same nodes."""
+        self.original, self.changed = Runner(original), Runner(changed)
         self.held: list[Held] = []
         self._batches = batches
         self._like = next(original.parameters())
@@ -78,16 +78,16 @@ class Flow:
         for batch in self.held:
             self.original.step(position, batch.original)
 
-    def step_cut(self, position: int) -> None:
-        """Compute node `position` of the cut network."""
+    def step_changed(self, position: int) -> None:
+        """Compute node `position` of the changed network."""
         for batch in self.held:
-            self.cut.step(position, batch.cut)
+            self.changed.step(position, batch.changed)
 
     def _run_to(self, position: int, images: Tensor) -> Held:
-        held = Held(len(images), self._start(self.original, images), self._start(self.cut, images))
+        held = Held(len(images), self._start(self.original, images), self._start(self.changed, images))
         for before in range(position):
             self.original.step(before, held.original)
-            self.cut.step(before, held.cut)
+            self.changed.step(before, held.changed)
         return held
 
     def _start(self, runner: Runner, images: Tensor) -> Values:
