@@ -53,13 +53,22 @@ def nearest(
     traced: fx.GraphModule, choices: Sequence[nn.Module], batches: Sequence[Tensor], progress: Progress
 ) -> nn.Module:
     """Of several int8 networks the one whose logits are the nearest to the float network's, by their squares."""
-    errors = [0.0] * len(choices)
-    with torch.no_grad(), progress("calibrate: biases", sum(len(batch) for batch in batches)) as advance:
-        for batch in batches:
-            logits = traced(batch)
-            errors = [e + float((c(batch) - logits).square().sum()) for e, c in zip(errors, choices, strict=True)]
-            advance(len(batch))
+    errors = logit_errors(traced, choices, batches, progress)
     return choices[errors.index(min(errors))]
+
+
+def logit_errors(
+    original: nn.Module, choices: Sequence[nn.Module], batches: Sequence[Tensor], progress: Progress
+) -> list[float]:
+    """For each of several int8 networks: the squared error of its logits, as a share of the float network's squares."""
+    errors, total = [0.0] * len(choices), 0.0
+    with torch.no_grad(), progress("calibrate: compare", sum(len(batch) for batch in batches)) as advance:
+        for batch in batches:
+            logits = original(batch)
+            errors = [e + float((c(batch) - logits).square().sum()) for e, c in zip(errors, choices, strict=True)]
+            total += float(logits.square().sum())
+            advance(len(batch))
+    return [error / (total or 1.0) for error in errors]
 
 
 def _int8_layers(operations: list[Operation]) -> list[Operation]:

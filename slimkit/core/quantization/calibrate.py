@@ -59,6 +59,21 @@ def observe_means(
     return {node: total / count for node, total in means.items()}
 
 
+def observe_channel_maxima(
+    traced: fx.GraphModule, nodes: Collection[fx.Node], batches: Sequence[Tensor], progress: Progress
+) -> dict[fx.Node, Tensor]:
+    """The largest absolute value of each channel, [channels], of the outputs [n, channels, h, w] of `nodes`."""
+    maxima: dict[fx.Node, Tensor] = {}
+
+    def visit(node: fx.Node, value: Tensor) -> None:
+        if node in nodes:
+            largest = value.abs().amax((0, 2, 3))
+            maxima[node] = largest.maximum(maxima[node]) if node in maxima else largest
+
+    _run(traced, batches, visit, progress, "equalize")
+    return maxima
+
+
 def scale_and_zero_point(low: float, high: float) -> tuple[float, int]:
     """The uint8 codes that span [low, high]: value = scale * (code - zero_point); 0 is always met exactly."""
     scale = (high - low) / 255 or 1.0

@@ -67,7 +67,8 @@ def quantize(
 
     scheme: "static" keeps uint8 between the layers, in ranges found on `calibration`; "dynamic" takes the range of each
         layer's input at run time, per image, and needs no images.
-    calibration: batches of normalized float32 images [n, 3, h, w] from the training data.
+    calibration: batches of normalized float32 images [n, 3, h, w] from the training data. Channels that vary
+        unequally cost accuracy: see `equalize_if_nearer`, which is to be called before.
     method: how a range is chosen from what calibration saw: see `observe_ranges`.
     keep_float: names of layers that stay in float.
     four_bit: names of layers whose weights get 4 bits, from -7 to 7, stored two to a byte.
@@ -103,7 +104,7 @@ def quantize(
 def _notes(operations: list[Operation], scheme: Scheme) -> tuple[str, ...]:
     """What computes in float, though the scheme would have it in int8."""
     kept = [
-        f"{o.name} ({o.type}) stays in float: it was asked for."
+        f"{o.name} ({o.type}) is kept in float for the sake of accuracy."
         for o in operations
         if o.is_float and o.type in WEIGHTED
     ]

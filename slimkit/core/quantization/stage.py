@@ -15,6 +15,7 @@ from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.control import fewest_in_float, layer_costs
 from slimkit.core.quantization.convert import QuantizeResult, folded_layers, quantize
+from slimkit.core.quantization.equalize import equalize_if_nearer
 from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.qat import fine_tune
 from slimkit.core.quantization.rounded import read_rounded, replace_rounded
@@ -39,7 +40,8 @@ def quantize_for(
         kept = fewest_in_float(maker.costly_layers(), maker.drop, options.max_drop)
     made = maker.make(kept)
     lost = () if options.max_drop is None else (_say_drop(maker.drop(kept), kept),)
-    return QuantizeResult(made.classifier, (*made.notes, *lost, saturation_note(made.classifier)))
+    notes = (*made.notes, *maker.notes, *lost, saturation_note(made.classifier))
+    return QuantizeResult(made.classifier, notes)
 
 
 def saturation_note(made: Classifier) -> str:
@@ -63,7 +65,11 @@ class _Maker:
     """Makes int8 classifiers of one float classifier; those made last are kept, as each is asked for twice."""
 
     def __init__(self, classifier: Classifier, data: ImageSet, options: QuantizeOptions, progress: Progress) -> None:
-        self._classifier, self._data, self._options, self._progress = classifier, data, options, progress
+        self._original, self._data, self._options, self._progress = classifier, data, options, progress
+        self._classifier, self.notes = classifier, tuple[str, ...]()
+        if options.scheme == "static":
+            batches = list(self._images(options.calibration_images))
+            self._classifier, self.notes = equalize_if_nearer(classifier, batches, options.calibration, progress)
         self._names = list(folded_layers(classifier))
         self._made: dict[frozenset[str], QuantizeResult] = {}
         self._accuracy: float | None = None
@@ -78,7 +84,7 @@ class _Maker:
     def drop(self, kept: Collection[str]) -> float:
         """Points of top-1 accuracy that are lost on the held-out images."""
         if self._accuracy is None:
-            self._accuracy = self._measure(self._classifier)
+            self._accuracy = self._measure(self._original)
         return self._accuracy - self._measure(self.make(kept).classifier)
 
     def costly_layers(self) -> list[str]:
