@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from slimkit.core.architecture import Architecture, Preprocessing
+from slimkit.core.compat import import_torchvision
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.models.describe import describe_layers
 from slimkit.standalone.model import SlimResNet18
@@ -37,7 +39,7 @@ def small_classifier(class_names: tuple[str, ...] = ("ant", "bee", "cat"), width
     torch.manual_seed(0)
     module = SlimResNet18(len(class_names), width=width).eval()
     for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-0.3, 0.3)
             layer.running_var.uniform_(0.5, 1.5)
     architecture = Architecture(
@@ -51,6 +53,24 @@ def small_classifier(class_names: tuple[str, ...] = ("ant", "bee", "cat"), width
         layers=describe_layers(module, (3, 32, 32)),
     )
     return Classifier(module, architecture)
+
+
+def unsettled(module: nn.Module) -> nn.Module:
+    """The module with random BatchNorm statistics and scales, so that a channel kept in error shows."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.3)
+            part.running_var.uniform_(0.5, 2)
+            part.weight.data.uniform_(0.5, 1.5)
+            part.bias.data.normal_(0, 0.3)
+    return module.eval()
+
+
+def torchvision_network(name: str) -> nn.Module:
+    """One of 10 classes, `unsettled`."""
+    torch.manual_seed(0)
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return unsettled(import_torchvision().models.get_model(name, weights=None, num_classes=10, **quick))
 
 
 @pytest.fixture

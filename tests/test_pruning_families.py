@@ -2,37 +2,23 @@
 
 import pytest
 import torch
+from conftest import torchvision_network, unsettled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimkit.core.compat import import_torchvision
 from slimkit.core.errors import ModelError
 from slimkit.core.pruning import find_groups, prune_module
 
 ANSWER = "it gives the network's answer"
 
 
-def unsettled(module: nn.Module) -> nn.Module:
-    """The module with random BatchNorm statistics and scales, so that a channel kept in error shows."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_(0, 0.3)
-            part.running_var.uniform_(0.5, 2)
-            part.weight.data.uniform_(0.5, 1.5)
-            part.bias.data.normal_(0, 0.3)
-    return module.eval()
-
-
-def named(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return unsettled(import_torchvision().models.get_model(name, weights=None, num_classes=10, **quick))
-
-
 @pytest.mark.parametrize(
     ("name", "size", "last"),
     [
         ("resnet18", 32, "fc"),
+        ("resnet34", 32, "fc"),
+        ("resnet50", 32, "fc"),
+        ("wide_resnet50_2", 32, "fc"),
         ("resnext50_32x4d", 32, "fc"),
         ("mobilenet_v2", 32, "classifier.1"),
         ("mobilenet_v3_large", 32, "classifier.3"),
@@ -41,10 +27,11 @@ def named(name: str) -> nn.Module:
         ("regnet_y_400mf", 32, "fc"),
         ("squeezenet1_1", 32, "classifier.1"),
         ("mnasnet0_5", 32, "classifier.1"),
+        ("vgg16_bn", 32, "classifier.6"),
     ],
 )
 def test_a_family_is_cut_in_every_layer_but_the_answer(name: str, size: int, last: str) -> None:
-    report = prune_module(named(name), (3, size, size), rate=0.3).report
+    report = prune_module(torchvision_network(name), (3, size, size), rate=0.3).report
     assert report.whole == {last: ANSWER}
     assert report.difference < 1e-4
     assert 0.45 < report.after.macs / report.before.macs < 0.55  # about 0.7 squared
@@ -68,14 +55,14 @@ def test_a_network_that_takes_large_images_alone() -> None:
 
 
 def test_auxiliary_classifiers_are_named_as_not_called() -> None:
-    report = prune_module(named("googlenet"), (3, 64, 64), rate=0.3).report
+    report = prune_module(torchvision_network("googlenet"), (3, 64, 64), rate=0.3).report
     assert report.whole.pop("fc") == ANSWER
     assert {layer.split(".")[0] for layer in report.whole} == {"aux1", "aux2"}
     assert set(report.whole.values()) == {"it is not called by itself"}
 
 
 def test_channel_shuffles_are_cut_between_and_left_across() -> None:
-    module = named("shufflenet_v2_x1_0")
+    module = torchvision_network("shufflenet_v2_x1_0")
     pruned = prune_module(module, (3, 64, 64), rate=0.5)
     reason = "its channels could only go all together"
     assert pruned.report.whole.pop("fc") == ANSWER
@@ -112,7 +99,7 @@ class Mixed(nn.Module):
         return self.out(F.gelu(self.hidden(self.norm(x))))
 
 
-def test_what_can_not_be_cut_is_left_and_named() -> None:
+def test_what_can_not_be_cut_is_left_and_torchvision_network() -> None:
     torch.manual_seed(0)
     pruned = prune_module(unsettled(Mixed()), (3, 8, 8), rate=0.5)
     assert pruned.report.whole == {
