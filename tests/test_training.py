@@ -12,6 +12,7 @@ from slimkit.core.errors import DataError, ModelError, UsageError
 from slimkit.core.folder import read_folder
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill, run_train
+from slimkit.core.training.layout import memory_format
 from slimkit.core.training.schedule import learning_rate, training_size
 
 
@@ -26,6 +27,21 @@ def test_a_network_learns_what_is_plain_to_see(tmp_path: Path, image_folder: Pat
     assert [detail["stage"] for detail in details] == ["train"]
     assert details[0]["held_out_accuracy"][-1] == 100.0
     assert len(details[0]["held_out_accuracy"]) == 8
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 7, 8, 15, 16])
+def test_a_narrow_network_is_trained_by_its_true_gradient(channels: int) -> None:
+    """A strided 1x1 convolution, whose gradient oneDNN gets wrong in some layouts, by the formula in float64."""
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(channels, 12, 1, stride=2, bias=False)
+    layer = layer.to(memory_format=memory_format(layer))
+    images = torch.randn(8, channels, 16, 16).contiguous(memory_format=memory_format(layer))
+    outputs = layer(images)
+    slope = torch.randn_like(outputs)
+    outputs.backward(slope)
+    expected = torch.einsum("nohw,nihw->oi", slope.double(), images.double()[:, :, ::2, ::2])
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad[:, :, 0, 0].double(), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path, image_folder: Path) -> None:

@@ -14,6 +14,7 @@ from slimkit.core.errors import ModelError
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import Optimizer
 from slimkit.core.progress import Advance, Progress, silent
+from slimkit.core.training.layout import memory_format
 from slimkit.core.training.optimizer import make_optimizer
 from slimkit.core.training.precision import autocast
 from slimkit.core.training.schedule import learning_rate, training_size
@@ -59,7 +60,7 @@ def fit(
     Raises ModelError when the loss is no longer finite, DataError for a class that the module does not know.
     """
     classes = label_map(class_names, data.class_names)
-    module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stub
+    module.to(options.device, memory_format=memory_format(module))  # type: ignore[call-overload]  # missing in the stub
     optimizer = make_optimizer(module, options.optimizer, options.lr, options.weight_decay)
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
@@ -116,7 +117,7 @@ def _step(
     """One step on one batch at the learning rate `rate`; gives the loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs = inputs.contiguous(memory_format=memory_format(module))
     with autocast(inputs):
         logits = module(inputs)
     value = loss(logits.float(), inputs, labels)
