@@ -18,7 +18,9 @@ from slimkit.core.options import QuantizeOptions
         "--weight-bits", help="8, or 4: stored two to a byte, except in the first and the last layer."
     ),
     portable=typer.Option(
-        "--portable", help="Keep weights to 7 bits, so that no sum saturates on x86 CPUs without VNNI."
+        "--portable/--no-portable",
+        help="Keep weights to 7 bits, so that no sum saturates on x86 CPUs without VNNI. Without it: where this CPU is "
+        "one.",
     ),
     qat_epochs=typer.Option(
         "--qat-epochs", help="Epochs of fine-tuning through the rounding, with the float model as the teacher."

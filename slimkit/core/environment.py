@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import slimkit
+from slimkit.standalone.model import cpu_arithmetic
 
 PACKAGES = ("torchvision", "onnx", "onnxruntime")
 # as the Linux kernel spells them, and as we do; the ones that decide how fast int8 and bfloat16 are
@@ -42,6 +43,7 @@ def describe_environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "int8_kernels": int8_kernels(),
+        "int8_sums_saturate": cpu_arithmetic().saturates,
         "cuda_devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 

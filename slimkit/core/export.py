@@ -25,6 +25,8 @@ from slimkit.core.models.resolve import is_folder, open_data_for, open_model_and
 from slimkit.core.options import ExportOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.quantization.onnx_graph import OPSET, build_onnx
+from slimkit.core.quantization.rounded import read_rounded
+from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
 BATCH_SIZES = (1, 2, 7)
 BATCH = 50  # images at once, where many are compared
@@ -144,9 +146,16 @@ def check_answers(
         raise MissedError(
             f"ONNX Runtime answers {check.agreement:.1f} % of {count} {check.images} as the model does "
             f"(at least {AGREEMENT} % is required); nothing was written.",
-            "Try another version of onnxruntime, and report the model.",
+            _how_to_mend(classifier),
         )
     return check
+
+
+def _how_to_mend(classifier: Classifier) -> str:
+    weights = [layer.codes for layer in read_rounded(classifier).values()]
+    if onnx_kind(classifier) == "int8 (QDQ)" and cpu_arithmetic().saturates and any(map(can_saturate, weights)):
+        return "Its sums saturate on this CPU, which has no VNNI: quantize again with --portable, or export elsewhere."
+    return "Try another version of onnxruntime, and report the model."
 
 
 def random_images(shape: tuple[int, ...], count: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import operator
 import warnings
@@ -329,12 +330,13 @@ class _Traceable(nn.Module):
 
     def opaque_weights(self) -> list[Tensor]:
         """In the order of the layers."""
-        return [layer.packed[0] for layer in self._opaque_layers()]
+        return [weight for layer in self._opaque_layers() for weight in layer.packed.weights]
 
     def set_opaque_weights(self, weights: Sequence[Tensor]) -> None:
         """The reverse of `opaque_weights`."""
-        for layer, weight in zip(self._opaque_layers(), weights, strict=True):
-            layer.packed = (weight, *layer.packed[1:])
+        given = iter(weights)
+        for layer in self._opaque_layers():
+            layer.packed = layer.packed._replace(weights=[next(given) for _ in layer.packed.weights])
 
     def drop_opaque_weights(self) -> None:
         """Have them packed anew for the next image: in a layout for another size some take 100 times as long."""
@@ -343,7 +345,7 @@ class _Traceable(nn.Module):
 
     def _opaque_layers(self) -> list[Int8Layer]:
         layers = [step.layer for step in self.network._steps]
-        return [layer for layer in layers if isinstance(layer.packed, tuple)]
+        return [layer for layer in layers if isinstance(layer.packed, _Packed)]
 
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
         """As the network does."""
@@ -635,6 +637,8 @@ class FloatArithmetic:
     exact in all but contrived networks. Results are rounded half to even, as the kernels round.
     """
 
+    saturates = False  # whether sums of products can, on this CPU, unless weights are split
+
     def numbers(self, layer: Any) -> tuple[Any, Any]:
         """Scale and zero point of the layer's output."""
         return layer.output_scale, layer.output_zero_point.float()
@@ -696,11 +700,26 @@ class FloatArithmetic:
 EXACT_INPUTS = 2**24 // (255 * 128)  # of a linear layer, whose sums float32 then holds in any case
 
 
+class _Packed(NamedTuple):
+    """The weight of a layer as oneDNN takes it."""
+
+    weights: list[Tensor]  # codes that add up to the layer's, each in a layout of oneDNN's own
+    scale: Tensor
+    zero_point: Tensor
+
+
+LARGEST_PAIR = 32767 // 255  # 128: the most that two weights may come to, for sums of 16 bits not to saturate
+
+
 class Int8Kernels(FloatArithmetic):
     """The same arithmetic by oneDNN's int8 kernels, on plain uint8 and int8 tensors.
 
     A kernel knows one scale for its whole batch, so what is dynamic comes here image by image.
     """
+
+    def __init__(self, *, saturates: bool = False) -> None:
+        """saturates: whether the CPU adds two products in 16 bits, as x86 ones without VNNI do."""
+        self.saturates = saturates
 
     def numbers(self, layer: Any) -> tuple[float, int]:
         """As plain numbers, read once."""
@@ -713,21 +732,32 @@ class Int8Kernels(FloatArithmetic):
         """Float -> codes of the layer's output scale, in the kernels' memory format."""
         return super().quantize(layer, _channels_last(x))
 
+    def parts(self, layer: Any) -> list[Tensor]:
+        """The layer's codes; where sums of them could saturate on this CPU, two halves whose sums can't."""
+        codes: Tensor = layer.weight_codes()
+        half = LARGEST_PAIR // 2
+        if not self.saturates or not can_saturate(codes):
+            return [codes]
+        return [codes.clamp(-half, half), codes - codes.clamp(-half, half)]
+
     def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
         """As FloatArithmetic's, but a residual's memory is written over, and needs a ReLU after it."""
         if layer.packed is None:
             shape = list((x if layer.is_dynamic else x.values).shape)
-            weight = layer.weight_codes()
-            packed = torch.ops.onednn.qconv_prepack(weight, layer.weight_scale, 1.0, 0, *layer.geometry, shape)
-            layer.packed = (packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
-        weights = (*layer.packed, layer.bias, *layer.geometry, "relu" if layer.activation else "none")
+            packed = [
+                torch.ops.onednn.qconv_prepack(part, layer.weight_scale, 1.0, 0, *layer.geometry, shape)
+                for part in self.parts(layer)
+            ]
+            layer.packed = _Packed(packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
+        weights = (*layer.packed, layer.bias, *layer.geometry, "relu" if layer.activation else "none", residual)
         if layer.is_dynamic:
-            return self._clip(layer, _scripted(_convolve_image)(x, *weights, residual))
-        scale, zero_point = self.numbers(layer) if layer.gives_codes else (1.0, 0)
-        output = (scale, zero_point, torch.uint8 if layer.gives_codes else torch.float32)
-        y = _scripted(_convolve_codes)(*x, *weights, *output)
+            return self._clip(layer, _scripted(_convolve_image)(x, *weights))
+        if not layer.gives_codes or len(layer.packed.weights) > 1:  # float is what several kernels can add to
+            y = self._clip(layer, _scripted(_convolve_codes)(*x, *weights, 1.0, 0, torch.float32))
+            return self.quantize(layer, y) if layer.gives_codes else y
         # Codes of a ReLU6 reach no further than 6 already: their scale was chosen so.
-        return Codes(y, scale, zero_point) if layer.gives_codes else self._clip(layer, y)
+        numbers = self.numbers(layer)
+        return Codes(_scripted(_convolve_codes)(*x, *weights, *numbers, torch.uint8), *numbers)
 
     def _clip(self, layer: Any, y: Tensor) -> Tensor:
         """What a ReLU6 asks for beyond the ReLU that the kernel has computed."""
@@ -739,8 +769,8 @@ class Int8Kernels(FloatArithmetic):
             return super().linear(layer, x)  # as exact, and a kernel for int8 takes longer to start than this to end
         if layer.packed is None:
             outputs = len(layer.bias)
-            packed = torch.ops.onednn.qlinear_prepack(layer.weight_codes(), None)
-            layer.packed = (packed, torch.ones(outputs), torch.zeros(outputs, dtype=torch.int8))
+            packed = [torch.ops.onednn.qlinear_prepack(part, None) for part in self.parts(layer)]
+            layer.packed = _Packed(packed, torch.ones(outputs), torch.zeros(outputs, dtype=torch.int8))
         weights = (*layer.packed, layer.weight_scale, layer.bias)
         if layer.is_dynamic:
             return _scripted(_linear_image)(x, *weights)  # type: ignore[no-any-return]
@@ -764,12 +794,12 @@ class QuantizedTensorKernels(Int8Kernels):
 
     def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
         """As in Int8Kernels."""
-        if not layer.gives_codes:
-            return super().convolve(layer, x if layer.is_dynamic else _codes_of(x), residual)
-        if layer.packed is None:
+        if layer.packed is None and layer.gives_codes and len(self.parts(layer)) == 1:
             zero_points = torch.zeros(len(layer.bias), dtype=torch.long)
             weight = torch._make_per_channel_quantized_tensor(layer.weight_codes(), layer.weight_scale, zero_points, 0)
             layer.packed = torch.ops.quantized.conv2d_prepack(weight, layer.bias, *layer.geometry)
+        if layer.packed is None or isinstance(layer.packed, _Packed):
+            return super().convolve(layer, x if layer.is_dynamic else _codes_of(x), residual)
         operator = torch.ops.quantized.conv2d_relu if layer.activation else torch.ops.quantized.conv2d
         return operator.new(x, layer.packed, *self.numbers(layer))
 
@@ -822,7 +852,7 @@ def _convolve_codes(
     values: Tensor,
     scale: float,
     zero_point: int,
-    weight: Tensor,
+    weights: list[Tensor],
     weight_scale: Tensor,
     weight_zero_point: Tensor,
     bias: Tensor,
@@ -831,21 +861,34 @@ def _convolve_codes(
     dilation: list[int],
     groups: int,
     activation: str,
+    residual: Tensor | None,
     output_scale: float,
     output_zero_point: int,
     dtype: torch.dtype,
 ) -> Tensor:
     values = values.contiguous(memory_format=torch.channels_last)
-    result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        values, scale, zero_point, weight, weight_scale, weight_zero_point, bias, stride, padding, dilation, groups,
-        output_scale, output_zero_point, dtype, activation, [], "",
-    )  # fmt: skip
+    rest: Tensor | None = bias  # is added but once
+    result = residual if residual is None else residual.contiguous(memory_format=torch.channels_last)
+    for index, weight in enumerate(weights):
+        unary = activation if index == len(weights) - 1 else "none"
+        if result is None:
+            result = torch.ops.onednn.qconv2d_pointwise(
+                values, scale, zero_point, weight, weight_scale, weight_zero_point, rest, stride, padding, dilation,
+                groups, output_scale, output_zero_point, dtype, unary, [], "",
+            )  # fmt: skip
+        else:
+            result = torch.ops.onednn.qconv2d_pointwise(
+                values, scale, zero_point, weight, weight_scale, weight_zero_point, result, rest, stride, padding,
+                dilation, groups, output_scale, output_zero_point, dtype, 1.0, 0, "sum", 1.0, unary, [], "",
+            )  # fmt: skip
+        rest = None
+    assert result is not None
     return result
 
 
 def _convolve_image(
     x: Tensor,
-    weight: Tensor,
+    weights: list[Tensor],
     weight_scale: Tensor,
     weight_zero_point: Tensor,
     bias: Tensor,
@@ -857,42 +900,36 @@ def _convolve_image(
     residual: Tensor | None,
 ) -> Tensor:
     values, scale, zero_point = _image_codes(x)
-    values = values.contiguous(memory_format=torch.channels_last)
-    if residual is None:
-        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            values, scale, zero_point, weight, weight_scale, weight_zero_point, bias, stride, padding, dilation, groups,
-            1.0, 0, torch.float32, activation, [], "",
-        )  # fmt: skip
-    else:
-        sums = residual.contiguous(memory_format=torch.channels_last)
-        result = torch.ops.onednn.qconv2d_pointwise(
-            values, scale, zero_point, weight, weight_scale, weight_zero_point, sums, bias, stride, padding, dilation,
-            groups, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, activation, [], "",
-        )  # fmt: skip
-    return result
+    return _convolve_codes(
+        values, scale, zero_point, weights, weight_scale, weight_zero_point, bias, stride, padding, dilation, groups,
+        activation, residual, 1.0, 0, torch.float32,
+    )  # fmt: skip
 
 
 def _linear_codes(
     values: Tensor,
     scale: float,
     zero_point: int,
-    weight: Tensor,
+    weights: list[Tensor],
     ones: Tensor,
     weight_zero_point: Tensor,
     weight_scale: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    sums = torch.ops.onednn.qlinear_pointwise(
-        values, 1.0, zero_point, weight, ones, weight_zero_point, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return torch.addcmul(bias, sums, scale * weight_scale)
+    result = bias
+    for weight in weights:
+        sums = torch.ops.onednn.qlinear_pointwise(
+            values, 1.0, zero_point, weight, ones, weight_zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        result = torch.addcmul(result, sums, scale * weight_scale)
+    return result
 
 
 def _linear_image(
-    x: Tensor, weight: Tensor, ones: Tensor, weight_zero_point: Tensor, weight_scale: Tensor, bias: Tensor
+    x: Tensor, weights: list[Tensor], ones: Tensor, weight_zero_point: Tensor, weight_scale: Tensor, bias: Tensor
 ) -> Tensor:
     values, scale, zero_point = _image_codes(x)
-    return _linear_codes(values, scale, zero_point, weight, ones, weight_zero_point, weight_scale, bias)
+    return _linear_codes(values, scale, zero_point, weights, ones, weight_zero_point, weight_scale, bias)
 
 
 def _image_codes(x: Tensor) -> tuple[Tensor, float, int]:
@@ -956,13 +993,28 @@ def _onednn_engine() -> Iterator[None]:
 
 @functools.cache
 def cpu_arithmetic() -> FloatArithmetic:
-    """The fastest arithmetic that this torch has and that is exact on this CPU: without VNNI, 16-bit sums saturate."""
-    for kernels in (QuantizedTensorKernels(), Int8Kernels()):
+    """The fastest arithmetic that this torch has and that is exact on this CPU."""
+    for kind, saturates in itertools.product((QuantizedTensorKernels, Int8Kernels), (False, True)):
+        kernels = kind(saturates=saturates)
         with warnings.catch_warnings(), contextlib.suppress(AttributeError, RuntimeError), _onednn_engine():
             warnings.simplefilter("ignore")  # that quint8 is to go: then we go on to the next
             if _is_exact(kernels, "static") and _is_exact(kernels, "dynamic"):
                 return kernels
     return FloatArithmetic()
+
+
+def can_saturate(codes: Tensor) -> bool:
+    """Whether two of the int8 weights of some output channel, codes [out, ...], can saturate a sum of 16 bits.
+
+    x86 CPUs without VNNI multiply and add by `vpmaddubsw`: two products of a uint8 and an int8 are added to one number
+    of 16 bits, and what is above 32767 or below -32768 is cut to that, silently. Which two weights meet depends on the
+    kernel, so any two of one output channel are taken to; and any activation may have the largest code, as calibration
+    clips.
+    """
+    flat = codes.int().flatten(1)
+    count = min(2, flat.shape[1])
+    positive, negative = (part.clamp(min=0).topk(count).values.sum(1) for part in (flat, -flat))
+    return bool((torch.maximum(positive, negative) > LARGEST_PAIR).any())
 
 
 def _is_exact(kernels: FloatArithmetic, scheme: str) -> bool:

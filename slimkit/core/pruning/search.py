@@ -14,9 +14,7 @@ from slimkit.core.data import Batches, CalibrationBatches, Images, ImageSet, lab
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
-from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.models.describe import describe_layers
-from slimkit.core.models.resolve import materialize
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
 from slimkit.core.pruning.allocation import Scope, allocate, channel_macs, least_important
@@ -41,7 +39,7 @@ from slimkit.core.pruning.rounding import steps_of
 from slimkit.core.pruning.sensitivity import accuracy_lost, read_sensitivity
 from slimkit.core.pruning.shapes import Cost, Shapes, Widths
 from slimkit.core.pruning.surgery import cut_layers
-from slimkit.core.quantization import quantize
+from slimkit.core.pruning.timing import time_network
 
 SEARCH_RUNS, FINAL_RUNS = 100, 100  # timed runs of a network
 MILDER = 20  # severities below the one that just fits, at which what is left of a budget is spent
@@ -256,7 +254,8 @@ class Search:
             self.classifier, plan, batches=self.batches, reconstruct=options.reconstruct, progress=self.progress
         )
         architecture = result.classifier.architecture
-        detail = {"stage": "prune", "budget": str(budget), **dataclasses.asdict(result.report)}
+        detail = {"stage": "prune", "budget": str(budget), "reached": result.report.reached}
+        detail |= dataclasses.asdict(result.report)
         details = (*architecture.training_details, detail)
         made = Classifier(result.classifier.module, dataclasses.replace(architecture, training_details=details))
         if self.finetune is not None:
@@ -271,13 +270,7 @@ class Search:
 
     def measure(self, classifier: Classifier, runs: int) -> float:
         """The median latency in ms, in the target's arithmetic, alone in a process."""
-        if self.options.target == "int8":  # the weights' values make no difference to the time
-            images = torch.rand(2, *self.input_shape)
-            classifier = quantize(classifier, scheme="static", calibration=[images]).classifier
-        with materialize(dataclasses.replace(classifier, folder=None)) as folder:
-            return measure_latencies(
-                [Target(folder)], runs=runs, batch_size=self.options.batch_size, threads=self.options.threads
-            )[0].median
+        return time_network(classifier, self.options, runs)
 
     def _narrowed(self, widths: Sequence[int]) -> Chosen:
         return tuple(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-
-from torch import Tensor
+from dataclasses import replace
 
 from slimkit.core.data import CalibrationBatches, ImageSet, label_map
 from slimkit.core.errors import UsageError
@@ -19,10 +18,14 @@ from slimkit.core.quantization.equalize import equalize_if_nearer
 from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.qat import fine_tune
 from slimkit.core.quantization.rounded import read_rounded, replace_rounded
-from slimkit.core.quantization.saturation import can_saturate, largest_code, portable_weight
+from slimkit.core.quantization.saturation import largest_code, portable_weights
 from slimkit.core.quantization.simulate import simulate
+from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
 ROUNDING_IMAGES = 2048  # training images for the least squares of 4-bit weights
+SEVEN_BITS = (
+    "Weights were kept to 7 bits: this CPU, without VNNI, computes them twice as fast. --no-portable gives them all 8."
+)
 SEARCH_BATCHES = 4  # of 64 calibration images each, for the search of the costliest layers
 
 
@@ -34,13 +37,17 @@ def quantize_for(
     Raises UsageError for options that exclude each other, MissedError where `options.max_drop` can't be kept.
     """
     _check(options)
+    said: tuple[str, ...] = ()
+    if options.portable is None:
+        options = replace(options, portable=cpu_arithmetic().saturates)
+        said = (SEVEN_BITS,) if options.portable else ()
     maker = _Maker(classifier, data, options, progress)
     kept: list[str] = []
     if options.max_drop is not None:
         kept = fewest_in_float(maker.costly_layers(), maker.drop, options.max_drop)
     made = maker.make(kept)
     lost = () if options.max_drop is None else (_say_drop(maker.drop(kept), kept),)
-    notes = (*made.notes, *maker.notes, *lost, saturation_note(made.classifier))
+    notes = (*made.notes, *maker.notes, *said, *lost, saturation_note(made.classifier))
     return QuantizeResult(made.classifier, notes)
 
 
@@ -52,7 +59,8 @@ def saturation_note(made: Classifier) -> str:
         return "On x86 CPUs without VNNI no 16-bit sum of this model can saturate."
     return (
         f"On x86 CPUs without VNNI, 16-bit sums can saturate in {len(odd)} of {len(layers)} layers (first {odd[0]}): "
-        "a runtime that does not guard against it is wrong there. --portable gives weights that can't."
+        "the submission guards against it there, at twice the time; ONNX Runtime does not. --portable gives weights "
+        "that can't."
     )
 
 
@@ -107,7 +115,7 @@ class _Maker:
             method=options.calibration,
             keep_float=kept,
             four_bit=four_bit,
-            weights=self._portable_weights(four_bit) if options.portable else None,
+            weights=portable_weights(self._classifier, but=four_bit) if options.portable else None,
             progress=self._progress,
         )
         made = result.classifier
@@ -121,12 +129,8 @@ class _Maker:
         """`made` with the weights of `four_bit` layers rounded by least squares."""
         batches = self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
         simulation = simulate(self._classifier, made)
-        largest = {n: largest_code(4 if n in four_bit else 8, self._options.portable) for n in simulation.layers}
+        largest = {n: largest_code(4 if n in four_bit else 8, bool(self._options.portable)) for n in simulation.layers}
         return replace_rounded(made, round_layers(simulation, batches, largest, self._progress))
-
-    def _portable_weights(self, four_bit: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        folded = folded_layers(self._classifier)
-        return {name: portable_weight(weight) for name, (weight, _) in folded.items() if name not in four_bit}
 
     def _measure(self, classifier: Classifier) -> float:
         classes = label_map(classifier.architecture.class_names, self._data.class_names)
