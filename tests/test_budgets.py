@@ -183,7 +183,7 @@ def test_a_cut_in_steps_ends_where_one_step_does(
     before, after = read_architecture(base), read_architecture(base.parent / "cut")
     assert [detail["stage"] for detail in after.training_details] == ["prune"] * 3
     assert (figures["macs_before"], figures["parameters_before"]) == (before.macs, before.parameters)
-    assert figures["rate_reached"] == pytest.approx(1 - after.parameters / before.parameters)
+    assert figures["rate_reached"] == pytest.approx(figures["rate_asked"], abs=0.02)
     if flags[0] == "--macs":
         assert 0.35 < after.macs / before.macs <= 0.4
     else:  # half of 16 to 128 channels in thirds, each rounded by itself
@@ -218,7 +218,7 @@ def test_any_drop_that_is_large_enough_is_kept(base: Path, capsys: pytest.Captur
     assert figures["budget"] == "max drop 99 points"
     stages = [detail["stage"] for detail in read_architecture(base.parent / "cut").training_details]
     assert stages == ["prune", "finetune"]
-    assert figures["rate_reached"] > 0.9
+    assert figures["parameters"] < 0.1 * figures["parameters_before"]
 
 
 def test_one_budget_at_a_time(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

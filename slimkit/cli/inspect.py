@@ -44,7 +44,10 @@ def summary_table(found: "Inspection") -> "Table":
         ("model", f"{a.model_type}, from {a.base.get('name', 'nothing')}"),
         ("input", f"{_by(a.input_shape)}; shorter side {a.preprocessing.resize}, centre {a.preprocessing.crop}"),
         ("classes", f"{a.num_classes}"),
-        ("pruning rate", f"{a.pruning_rate.asked:g} asked for, {a.pruning_rate.reached:.3f} reached"),
+        (
+            "pruning rate",
+            f"{a.pruning_rate.asked:.3g} asked for, {a.pruning_rate.reached:.3g} reached, of the channels",
+        ),
         ("steps", ", ".join(a.compression_steps) or "none"),
         *figure_rows({"parameters": a.parameters, "macs": a.macs} | found.metadata.get("figures", {})),
         ("verified", ", ".join(found.checked)),

@@ -123,7 +123,7 @@ def _show(result: "StageResult", output: Output) -> None:
     ]
     human: list[RenderableType] = [
         *result.notes,
-        f"Asked for: {figures['budget']}. Gone: {figures['rate_reached']:.1%} of the parameters.",
+        f"Asked for: {figures['budget']}. Gone: {figures['rate_reached']:.1%} of the channels.",
         table(None, ("", "before", "after", "kept"), rows),
         f"{figures['accuracy']:.2f} % of {figures['accuracy_images']:,} images {figures['accuracy_split']} are right.",
         f"The model is in {result.folder}.",

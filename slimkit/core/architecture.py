@@ -64,7 +64,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class PruningRate:
-    """The share of channels (asked) and of parameters (reached) that pruning took away."""
+    """The share of the channels that pruning was to take away, and did."""
 
     asked: float = 0.0
     reached: float = 0.0

@@ -194,7 +194,6 @@ def carry_out_on_module(
     pairs = zip(plan.grouping.groups, plan.chosen, strict=True)
     report = PruneReport(
         asked=plan.asked,
-        reached=1 - after.parameters / before.parameters,
         before=before,
         after=after,
         groups=tuple(_summary(module, group, lost) for group, lost in pairs),

@@ -33,8 +33,7 @@ class GroupCut:
 class PruneReport:
     """What was asked for, what was done, and the proof of it."""
 
-    asked: float  # share of the channels of each group
-    reached: float  # share of the parameters
+    asked: float  # share of the channels that was to go
     before: Extent
     after: Extent
     groups: tuple[GroupCut, ...]
@@ -42,6 +41,11 @@ class PruneReport:
     difference: float  # between the logits of the cut network and the masked original, relative; before the repair
     reconstructed_images: int  # 0: the layers have the weights of the uncut network
     recalibrated_images: int  # 0: BatchNorm has the statistics of the uncut network
+
+    @property
+    def reached(self) -> float:
+        """The share of the channels that went, of all groups together."""
+        return 1 - sum(group.width for group in self.groups) / sum(group.width_before for group in self.groups)
 
     @property
     def repair(self) -> str:
@@ -112,7 +116,6 @@ def join_cuts(cuts: Sequence[Pruned]) -> Pruned:
     report = replace(
         last,
         asked=1 - math.prod(1 - cut.result.report.asked for cut in cuts),
-        reached=1 - last.after.parameters / first.before.parameters,
         before=first.before,
         groups=tuple(replace(group, width_before=widths[group.layers]) for group in last.groups),
         difference=max(cut.result.report.difference for cut in cuts),
