@@ -442,6 +442,11 @@ class QuantizedConv2d(_Int8Weights):
         if not self.is_dynamic and len(entry.get("inputs") or ()) > 1:
             raise ValueError("a static convolution takes one input")
         self.geometry = tuple(entry[key] for key in ("stride", "padding", "dilation", "groups"))
+        # oneDNN gets strided 1x1 convolutions wrong on CPUs with AVX2 for 8, 24, 40, ... channels, where two threads
+        # compute them (seen in torch 2.13); so the kernels are handed the pixels that count
+        is_odd = self.weight_shape[2:] == (1, 1) and not any(entry["padding"]) and entry["in_channels"] % 16 != 0
+        self.steps = list(entry["stride"]) if is_odd else [1, 1]
+        self.kernel_geometry = ([1, 1], *self.geometry[1:]) if is_odd else self.geometry
 
     def forward(self, arithmetic: FloatArithmetic, x: Any, residual: Any = None) -> Any:
         """[n, in_channels, h, w] and, for the residual and the output, [n, out_channels, h', w']."""
@@ -743,13 +748,14 @@ class Int8Kernels(FloatArithmetic):
     def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
         """As FloatArithmetic's, but a residual's memory is written over, and needs a ReLU after it."""
         if layer.packed is None:
-            shape = list((x if layer.is_dynamic else x.values).shape)
+            shape = list(_every(x if layer.is_dynamic else x.values, layer.steps).shape)
             packed = [
-                torch.ops.onednn.qconv_prepack(part, layer.weight_scale, 1.0, 0, *layer.geometry, shape)
+                torch.ops.onednn.qconv_prepack(part, layer.weight_scale, 1.0, 0, *layer.kernel_geometry, shape)
                 for part in self.parts(layer)
             ]
             layer.packed = _Packed(packed, layer.weight_scale, torch.zeros(len(layer.bias), dtype=torch.int8))
-        weights = (*layer.packed, layer.bias, *layer.geometry, "relu" if layer.activation else "none", residual)
+        geometry = (layer.steps, *layer.kernel_geometry)
+        weights = (*layer.packed, layer.bias, *geometry, "relu" if layer.activation else "none", residual)
         if layer.is_dynamic:
             return self._clip(layer, _scripted(_convolve_image)(x, *weights))
         if not layer.gives_codes or len(layer.packed.weights) > 1:  # float is what several kernels can add to
@@ -797,11 +803,11 @@ class QuantizedTensorKernels(Int8Kernels):
         if layer.packed is None and layer.gives_codes and len(self.parts(layer)) == 1:
             zero_points = torch.zeros(len(layer.bias), dtype=torch.long)
             weight = torch._make_per_channel_quantized_tensor(layer.weight_codes(), layer.weight_scale, zero_points, 0)
-            layer.packed = torch.ops.quantized.conv2d_prepack(weight, layer.bias, *layer.geometry)
+            layer.packed = torch.ops.quantized.conv2d_prepack(weight, layer.bias, *layer.kernel_geometry)
         if layer.packed is None or isinstance(layer.packed, _Packed):
             return super().convolve(layer, x if layer.is_dynamic else _codes_of(x), residual)
         operator = torch.ops.quantized.conv2d_relu if layer.activation else torch.ops.quantized.conv2d
-        return operator.new(x, layer.packed, *self.numbers(layer))
+        return operator.new(_every(x, layer.steps), layer.packed, *self.numbers(layer))
 
     def linear(self, layer: Any, x: Any) -> Tensor:
         """As in Int8Kernels."""
@@ -823,6 +829,11 @@ class QuantizedTensorKernels(Int8Kernels):
     def max_pool(self, layer: Any, x: Any) -> Any:
         """quint8 -> quint8; float -> float."""
         return layer.call([x])
+
+
+def _every(x: Tensor, steps: list[int]) -> Tensor:
+    """Of [n, c, h, w] every so many rows and columns."""
+    return x[:, :, :: steps[0], :: steps[1]] if max(steps) > 1 else x
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -856,6 +867,7 @@ def _convolve_codes(
     weight_scale: Tensor,
     weight_zero_point: Tensor,
     bias: Tensor,
+    steps: list[int],
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -866,7 +878,7 @@ def _convolve_codes(
     output_zero_point: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    values = values.contiguous(memory_format=torch.channels_last)
+    values = values[:, :, :: steps[0], :: steps[1]].contiguous(memory_format=torch.channels_last)
     rest: Tensor | None = bias  # is added but once
     result = residual if residual is None else residual.contiguous(memory_format=torch.channels_last)
     for index, weight in enumerate(weights):
@@ -892,6 +904,7 @@ def _convolve_image(
     weight_scale: Tensor,
     weight_zero_point: Tensor,
     bias: Tensor,
+    steps: list[int],
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -901,8 +914,8 @@ def _convolve_image(
 ) -> Tensor:
     values, scale, zero_point = _image_codes(x)
     return _convolve_codes(
-        values, scale, zero_point, weights, weight_scale, weight_zero_point, bias, stride, padding, dilation, groups,
-        activation, residual, 1.0, 0, torch.float32,
+        values, scale, zero_point, weights, weight_scale, weight_zero_point, bias, steps, stride, padding, dilation,
+        groups, activation, residual, 1.0, 0, torch.float32,
     )  # fmt: skip
 
 
