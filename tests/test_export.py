@@ -27,10 +27,14 @@ def classifier_of(kind: str) -> Classifier:
     classifier = small_classifier()
     if kind == "float":
         return classifier
+    return quantized(classifier, kind)
+
+
+def quantized(classifier: Classifier, scheme: str) -> Classifier:
     # ONNX Runtime's sums saturate on x86 CPUs without VNNI unless weights are kept to 7 bits
     weights = portable_weights(classifier) if cpu_arithmetic().saturates else None
     images = [torch.randn(16, 3, 32, 32)]
-    return quantize(classifier, scheme=kind, calibration=images, weights=weights).classifier  # type: ignore[arg-type]
+    return quantize(classifier, scheme=scheme, calibration=images, weights=weights).classifier  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["float", "static", "dynamic"])
@@ -86,16 +90,33 @@ class Parts(nn.Module):
         return self.head(functional.adaptive_avg_pool2d(x, 3))
 
 
+class ChannelsLast(nn.Module):
+    """A ConvNeXt block: LayerNorm, linear layers and a scale of their own over the last of four dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.wide, self.narrow = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.scale, self.head = nn.Parameter(torch.rand(8, 1, 1)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.narrow(functional.gelu(self.wide(self.norm(x.permute(0, 2, 3, 1)))))
+        return self.head((x + self.scale * y.permute(0, 3, 1, 2)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("parts", [Parts, ChannelsLast])
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])
-def test_parts_of_other_families_have_the_same_answers_in_onnx(scheme: str) -> None:
+def test_parts_of_other_families_have_the_same_answers_in_onnx(scheme: str, parts: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    made = dataclasses.replace(small_classifier(), module=Parts().eval())
-    classifier = quantize(made, scheme=scheme, calibration=[torch.randn(16, 3, 32, 32)]).classifier  # type: ignore[arg-type]
+    made = dataclasses.replace(small_classifier(), module=parts().eval())
+    classifier = quantized(made, scheme)
     session = onnxruntime.InferenceSession(to_onnx(classifier), providers=["CPUExecutionProvider"])
     images = torch.randn(7, 3, 32, 32)
     (logits,) = session.run(None, {"input": images.numpy()})
-    expected = classifier.module(images).numpy()
+    expected, in_float = classifier.module(images).numpy(), made.module(images).detach().numpy()
     assert np.linalg.norm(logits - expected) < 0.02 * np.linalg.norm(expected)
+    assert np.linalg.norm(expected - in_float) < 0.1 * np.linalg.norm(in_float)
 
 
 def test_dynamic_int8_keeps_its_weights_int8() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.compat import import_torchvision
+from slimkit.core.folder import read_folder, write_folder
 from slimkit.core.models import catalog
 from slimkit.core.models.resolve import open_named
 from slimkit.core.options import ModelOptions
@@ -36,6 +37,18 @@ def test_weights_saved_with_auxiliary_heads_give_torchvisions_answers(name: str,
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(classifier.module(images), theirs(images))
+
+
+def test_a_family_that_asks_for_its_version_is_written_and_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = import_torchvision().models.mnasnet0_5(num_classes=len(CLASSES)).eval()
+    torch.save(dict(theirs.state_dict()), tmp_path / "weights.pth")
+    options = ModelOptions(model="mnasnet0_5", weights=tmp_path / "weights.pth")
+    classifier = open_named(options, CLASSES, Preprocessing(resize=64, crop=64))
+    again = read_folder(write_folder(classifier, tmp_path / "model").folder or tmp_path)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(images), theirs(images))
 
 
 @pytest.mark.parametrize("name", WITH_AUXILIARY_HEADS)

@@ -100,7 +100,8 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
         found, expected = ([list(t.shape), t.dtype] for t in (tensor, wanted[name]))
         if found != expected:
             raise ValueError(f"{source}: {name!r} is {found}; the architecture wants {expected}")
-    model.load_state_dict(weights)
+    wanted.update(weights)  # it knows the versions of the modules, for which MNASNet asks
+    model.load_state_dict(wanted)
 
 
 def _build(architecture: dict[str, Any], source: Path) -> nn.Module:

@@ -185,7 +185,8 @@ def _fill(module: nn.Module, state: dict[str, Tensor], file: Path, num_classes: 
         raise ModelError(
             f"{file}: {unknown[0]} is not in the network.", "Name the network that these weights belong to."
         )
-    module.load_state_dict(state, strict=False)
+    own.update(state)  # it knows the versions of the modules, for which MNASNet asks
+    module.load_state_dict(own)
 
 
 def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
@@ -193,7 +194,8 @@ def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
     own = module.state_dict()
     state = without_auxiliary_heads(pretrained_state(name))
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    module.load_state_dict(fitting, strict=False)
+    own.update(fitting)
+    module.load_state_dict(own)
     if len(fitting) < len(state):
         log.info("ImageNet's 1000 classes are not the data's %d: the classifier starts from random.", num_classes)
 

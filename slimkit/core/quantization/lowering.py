@@ -179,7 +179,8 @@ def _read_node(node: fx.Node, traced: fx.GraphModule, names: dict[fx.Node, str],
         module, name = traced.get_submodule(str(node.target)), str(node.target)
         if name in taken:
             raise ModelError(f"Layer {name!r} is used more than once.", "Give each use a layer of its own.")
-        options = {"dimensions": len(node.meta["shape"])} if len(node.meta["shape"]) not in (2, 4) else {}
+        dimensions = len(node.meta["shape"])
+        options = {} if dimensions == (2 if isinstance(module, nn.Linear) else 4) else {"dimensions": dimensions}
         return Operation(name, type(module).__name__, (names[node.all_input_nodes[0]],), node, module, options)
     if node.op == "get_attr":
         value = attribute_at(traced, str(node.target))

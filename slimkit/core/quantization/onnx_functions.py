@@ -99,6 +99,16 @@ def _elu(writer: Writer, layer: Layer, alpha: float = 1.0) -> str:
     return writer.node("Elu", writer.inputs(layer), f"{layer.name}.elu", alpha=alpha)
 
 
+def _layer_norm(
+    writer: Writer, layer: Layer, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> str:
+    x, *rest = writer.inputs(layer)
+    if weight is None:
+        rest = [writer.constant(f"{layer.name}.ones", np.ones(shape, dtype=np.float32))]
+    name = f"{layer.name}.normalized"
+    return writer.node("LayerNormalization", [x, *rest], name, axis=-len(shape), epsilon=eps)
+
+
 def _cat(writer: Writer, layer: Layer, dim: int = 0) -> str:
     return writer.node("Concat", writer.inputs(layer), f"{layer.name}.cat", axis=dim)
 
@@ -203,6 +213,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "gelu": _gelu,
     "leaky_relu": _leaky_relu,
     "elu": _elu,
+    "layer_norm": _layer_norm,
     "cat": _cat,
     "reshape": _reshape,
     "permute": _permute,
