@@ -1,5 +1,7 @@
 """Pruning any CNN: torchvision's families, and networks of a user's own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import torchvision_network, unsettled
@@ -110,6 +112,20 @@ def test_what_can_not_be_cut_is_left_and_torchvision_network() -> None:
         "out": ANSWER,
     }
     assert pruned.module.hidden.out_features == 8
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_is_computed_is_left_and_named(norm: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    odd = norm(nn.Conv2d(8, 8, 3))
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), odd, nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 2)).eval()
+    batches = [torch.randn(16, 3, 10, 10)]
+    pruned = prune_module(module, (3, 10, 10), rate=0.5, batches=batches)
+    assert pruned.report.whole["1"] == "its weight is computed from others"
+    assert [group.layers for group in pruned.report.groups] == [("2",)]
+    images = torch.randn(2, 8, 8, 8)
+    torch.testing.assert_close(pruned.module.get_submodule("1")(images), odd(images))
 
 
 def test_concatenated_and_chunked_channels() -> None:

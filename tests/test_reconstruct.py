@@ -9,6 +9,7 @@ from conftest import small_classifier
 from torch import Tensor, nn
 
 from slimkit.core.compat import import_torchvision
+from slimkit.core.errors import ModelError
 from slimkit.core.models.flow import Flow
 from slimkit.core.pruning.groups import Cut, find_groups, merge_cuts
 from slimkit.core.pruning.least_squares import Equations
@@ -54,6 +55,24 @@ def test_equations_are_solved_as_torch_solves_them(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(offsets, wanted[:, 7:], rtol=1e-4, atol=1e-4)
     else:
         assert not offsets.any()
+
+
+def test_rows_that_hardly_vary_are_solved_all_the_same() -> None:
+    """Means of large maps are like that: a thousand times their own spread, which float32 sums of squares lose."""
+    torch.manual_seed(0)
+    rows = torch.randn(1, 4000, 6) + 1e4
+    true = torch.randn(1, 6, 3)
+    equations = Equations(6, offset=True)
+    equations.add(rows, (rows.double() @ true.double()).float())
+    weights, _ = equations.solve(torch.zeros(1, 6, 3), ridge=1e-9)
+    torch.testing.assert_close(weights, true.double(), rtol=0.01, atol=0.01)
+
+
+def test_activations_that_are_not_finite_are_an_error() -> None:
+    equations = Equations(5, offset=False)
+    equations.add(torch.full((1, 100, 5), torch.nan), torch.randn(1, 100, 3))
+    with pytest.raises(ModelError, match="not finite"):
+        equations.solve(torch.randn(1, 5, 3), ridge=1e-3)
 
 
 def test_a_large_ridge_keeps_the_weights() -> None:

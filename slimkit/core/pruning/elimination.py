@@ -21,7 +21,7 @@ from slimkit.core.data import Batches
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.groups import Group, Member
-from slimkit.core.pruning.least_squares import MAX_UNKNOWNS, Moments
+from slimkit.core.pruning.least_squares import MAX_UNKNOWNS, Moments, damped_cholesky
 from slimkit.core.pruning.rows import Sampler, SolvableLayer, input_rows, is_solvable, weight_matrix
 
 BATCHES = 32  # at most
@@ -106,9 +106,8 @@ def _reading(layer: SolvableLayer, positions: Tensor, moments: Tensor) -> _Readi
         return _Separate(energy[rows].sum(1) / energy.sum().clamp_min(1e-30))
     weights = weights / (weights * (moments @ weights)).sum().clamp_min(1e-30).sqrt()
     order = rows.flatten()
-    damped = moments[order[:, None], order]
-    damped.diagonal().add_(RIDGE * damped.diagonal().mean().clamp_min(1e-12))
-    return _Joint(torch.cholesky_inverse(torch.linalg.cholesky(damped)), weights[order], rows.shape[1])
+    factor = damped_cholesky(moments[order[:, None], order][None], RIDGE)[0]
+    return _Joint(torch.cholesky_inverse(factor), weights[order], rows.shape[1])
 
 
 def _take_apart(readings: Sequence[_Reading], width: int) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from slimkit.core.measure.macs import COUNTED
 from slimkit.core.pruning.atoms import distinct
+from slimkit.core.pruning.network import computes_weight
 from slimkit.core.pruning.trace import LayerChannels, trace_channels
 
 Side = Literal["inputs", "outputs"]
@@ -138,7 +138,7 @@ def _marks(places: Mapping[Place, Tensor], roots: int) -> Tensor:
 
 def _unreached(module: nn.Module, reached: Mapping[str, LayerChannels]) -> dict[str, str]:
     return {
-        name: "its weight is computed from others" if is_parametrized(layer) else "it is not called by itself"
+        name: "its weight is computed from others" if computes_weight(layer) else "it is not called by itself"
         for name, layer in module.named_modules()
         if isinstance(layer, COUNTED) and name not in reached
     }

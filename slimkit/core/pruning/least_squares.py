@@ -6,8 +6,11 @@ Shapes as in `rows.py`: g groups, n rows, d weights of one output value, o outpu
 import torch
 from torch import Tensor
 
+from slimkit.core.errors import ModelError
+
 MAX_UNKNOWNS = 6144  # up to so large a d, matrices of d * d are held; beyond it, up to MAX_ROWS rows
 MAX_ROWS = 4096
+ATTEMPTS = 4  # at a factorization, each with ten times the damping
 CHUNK = 2048  # rows that are multiplied at once: a few large products are faster than many small ones
 
 
@@ -19,6 +22,8 @@ class Moments:
         self.count = 0
         self._is_centred = centred
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._centre: tuple[Tensor, ...] = ()  # of rows and targets: near enough to their means for float32 to hold
+        # what is left of them
         self._sums: tuple[Tensor, ...] = ()  # of rows, targets, products of rows, of rows and targets
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
@@ -36,14 +41,19 @@ class Moments:
         if self._pending:
             self._sum_up()
         rows, targets, products, crossed = (part.double() for part in self._sums)
-        share = 1 / self.count if self._is_centred else 0.0
-        products -= share * rows.mT @ rows
-        crossed -= share * rows.mT @ targets
-        return share * rows, share * targets, products, crossed
+        if not self._is_centred:
+            return torch.zeros_like(rows), torch.zeros_like(targets), products, crossed
+        products -= rows.mT @ rows / self.count
+        crossed -= rows.mT @ targets / self.count
+        row_mean, target_mean = (c + s / self.count for c, s in zip(self._centre, (rows, targets), strict=True))
+        return row_mean, target_mean, products, crossed
 
     def _sum_up(self) -> None:
         rows, targets = (torch.cat(parts, 1) for parts in zip(*self._pending, strict=True))
         self._pending.clear()
+        if self._is_centred:
+            self._centre = self._centre or (rows.mean(1, keepdim=True), targets.mean(1, keepdim=True))
+            rows, targets = rows - self._centre[0], targets - self._centre[1]
         sums = (rows.sum(1, keepdim=True), targets.sum(1, keepdim=True), rows.mT @ rows, rows.mT @ targets)
         self._sums = tuple(old.add_(new) for old, new in zip(self._sums, sums, strict=True)) if self._sums else sums
 
@@ -77,8 +87,7 @@ class Equations:
     def _solve_by_moments(self, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         row_mean, target_mean, products, crossed = self._moments.centred()
         crossed -= products @ weights
-        _dampen(products, ridge)
-        weights = weights + torch.cholesky_solve(crossed, torch.linalg.cholesky(products))
+        weights = weights + torch.cholesky_solve(crossed, damped_cholesky(products, ridge))
         return weights, target_mean - row_mean @ weights
 
     def _solve_by_rows(self, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -89,12 +98,27 @@ class Equations:
         rows -= row_mean
         residual = targets - target_mean - rows @ weights
         products = rows @ rows.mT
-        _dampen(products, ridge * rows.shape[1] / rows.shape[2])  # the same trace, over d instead of n
-        weights = weights + rows.mT @ torch.cholesky_solve(residual, torch.linalg.cholesky(products))
+        factor = damped_cholesky(products, ridge * rows.shape[1] / rows.shape[2])  # the same trace, over d instead of n
+        weights = weights + rows.mT @ torch.cholesky_solve(residual, factor)
         return weights, target_mean - row_mean @ weights
 
 
-def _dampen(products: Tensor, ridge: float) -> None:
-    """Add `ridge` of the mean of the diagonal to the diagonal of matrices [g, d, d], in place; never nothing."""
+def damped_cholesky(products: Tensor, ridge: float) -> Tensor:
+    """The lower factors of matrices [g, d, d], to whose diagonal `ridge` of its mean is added, in place; never nothing.
+
+    More is added where rounding has left a matrix with a negative eigenvalue. Raises ModelError for numbers that are
+    not finite.
+    """
     diagonal = products.diagonal(dim1=1, dim2=2)
-    diagonal += (ridge * diagonal.mean(1, keepdim=True)).clamp_min(1e-12)
+    mean = diagonal.mean(1, keepdim=True)
+    for _ in range(ATTEMPTS):
+        diagonal += (ridge * mean).clamp_min(1e-12)
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(products)
+        if not failed.any():
+            return factor
+        ridge *= 10
+    raise ModelError(
+        "The activations of the network are not finite on the training images.",
+        "Check that it is trained, and gets images that are normalized as it wants them.",
+    )

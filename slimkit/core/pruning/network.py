@@ -25,6 +25,11 @@ def on_cpu(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu().float()
 
 
+def computes_weight(layer: nn.Module) -> bool:
+    """Whether a layer's weight is computed from other parameters: it can't be cut then, nor be solved anew."""
+    return isinstance(getattr(layer, "weight", None), torch.Tensor) and "weight" not in layer._parameters
+
+
 def trace_graph(module: nn.Module) -> GraphModule:
     """The network as torch.fx traces it, with the layers shared. Raises ModelError where it can't be traced."""
     try:

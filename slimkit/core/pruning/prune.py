@@ -257,10 +257,16 @@ def _summary(module: nn.Module, group: Group, lost: Tensor) -> GroupCut:
 def _extents(module: nn.Module, cut: nn.Module, input_shape: Sequence[int]) -> tuple[Extent, Extent]:
     """The sizes of a network and of what was cut out of it, for images of `input_shape`."""
     macs = count_macs(module, input_shape)
-    weights = {name: (module.get_parameter(f"{name}.weight"), cut.get_parameter(f"{name}.weight")) for name in macs}
     # a layer is called as often and gives as many pixels as before, so its MACs go with its weights
-    cut_macs = sum(count * weights[name][1].numel() // weights[name][0].numel() for name, count in macs.items())
+    cut_macs = sum(n * _count_weights(cut, name) // _count_weights(module, name) for name, n in macs.items())
     return _extent(module, sum(macs.values())), _extent(cut, cut_macs)
+
+
+def _count_weights(module: nn.Module, layer: str) -> int:
+    """How many weights the layer of that name has, be they computed or its own."""
+    weight = module.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)  # as all layers have that are counted
+    return weight.numel()
 
 
 def _extent(module: nn.Module, macs: int) -> Extent:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slimkit.core.pruning.network import computes_weight
 from slimkit.core.pruning.trace import CONVOLUTIONS, Convolution
 
 SolvableLayer = Convolution | nn.Linear
@@ -77,5 +78,5 @@ def _pad_mode(layer: Convolution) -> str:
 
 
 def is_solvable(layer: nn.Module) -> TypeGuard[SolvableLayer]:
-    """Whether a layer is a convolution or a linear layer."""
-    return isinstance(layer, (*CONVOLUTIONS, nn.Linear))
+    """Whether a layer is a convolution or a linear layer with a weight of its own."""
+    return isinstance(layer, (*CONVOLUTIONS, nn.Linear)) and not computes_weight(layer)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from slimkit.core.errors import ModelError, first_line
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.pruning.atoms import Atoms, broadcast, distinct, is_spread_over_channels, varies
-from slimkit.core.pruning.network import on_cpu, small_shape, trace_graph
+from slimkit.core.pruning.network import computes_weight, on_cpu, small_shape, trace_graph
 from slimkit.core.pruning.probe import Trials
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -111,7 +110,7 @@ class _ChannelTracer(Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
-        if is_parametrized(layer):
+        if computes_weight(layer):
             return self._opaque(super().call_module, target, args, kwargs)
         if isinstance(layer, CONVOLUTIONS):
             return self._convolution(target, layer, args[0])
