@@ -190,16 +190,23 @@ def _torch_ao(bench: Bench, name: str, quantize: Callable[[nn.Module, Tensor], n
     return path
 
 
-STATIC: dict[str, Any] = {"scheme": "static"}
+# weights of all 8 bits, whatever the CPU would have by default
+STATIC: dict[str, Any] = {"scheme": "static", "portable": False}
+DYNAMIC: dict[str, Any] = {"scheme": "dynamic", "portable": False}
 CONTENDERS = (
     Contender("float32, torch eager", "folder", lambda bench, _: bench.write_folder("float")),
     Contender("float32, ONNX Runtime", "onnx", lambda bench, size: bench.write_onnx("float", size)),
     Contender("slimkit static, torch eager", "folder", lambda bench, _: bench.write_folder("static", **STATIC)),
-    Contender("slimkit dynamic, torch eager", "folder", lambda b, _: b.write_folder("dynamic", scheme="dynamic")),
+    Contender("slimkit dynamic, torch eager", "folder", lambda b, _: b.write_folder("dynamic", **DYNAMIC)),
     Contender(
         "slimkit static portable, torch eager",
         "folder",
-        lambda bench, _: bench.write_folder("portable", portable=True, **STATIC),
+        lambda bench, _: bench.write_folder("portable", **STATIC | {"portable": True}),
+    ),
+    Contender(
+        "slimkit dynamic portable, torch eager",
+        "folder",
+        lambda bench, _: bench.write_folder("dynamic-portable", **DYNAMIC | {"portable": True}),
     ),
     Contender(
         "slimkit static, 4-bit weights, torch eager",
@@ -212,6 +219,11 @@ CONTENDERS = (
         lambda bench, _: bench.write_folder("tuned", weight_bits=4, qat_epochs=1, **STATIC),
     ),
     Contender("slimkit static, ONNX Runtime", "onnx", lambda b, size: b.write_onnx("static", size, **STATIC)),
+    Contender(
+        "slimkit static portable, ONNX Runtime",
+        "onnx",
+        lambda b, size: b.write_onnx("portable", size, **STATIC | {"portable": True}),
+    ),
     Contender("torch.ao FX static, traced", "torchscript", torch_ao_static),
     Contender("torch.ao dynamic (Linear alone), traced", "torchscript", torch_ao_dynamic),
     Contender("ONNX Runtime quantize_static", "onnx", lambda b, size: b.write_peer("onnx", size, ".onnx"), True),
