@@ -3,9 +3,9 @@
     pip install slimkit[bench]
     python benchmarks/int8.py --weights resnet18_cifar100_64px.pth --data cifar100.zip
 
-resnet18 on CIFAR-100. Accuracy: all 10,000 or 5,000 test images of the data, at 64x64 pixels. All calibrate on the same
-512 training images. Latency: medians of 300 runs at batch 1, at 64x64 and 224x224, each network alone in its process,
-in rounds of 10 runs that go from one to the next, in three processes one after the other.
+resnet18 on CIFAR-100, or what --model and --data say. Accuracy: all test images of the data, at 64x64 pixels. All
+calibrate on the same 512 training images. Latency: medians of 300 runs at batch 1, at 64x64 and 224x224, each network
+alone in its process, in rounds of 10 runs that go from one to the next, in three processes one after the other.
 The int8 peak is that of a product of two matrices [4096, 4096].
 
 What was measured is kept in --results, so that a run that was stopped goes on where it was; --only measures some.
@@ -71,7 +71,7 @@ class Bench:
     def open(self) -> tuple[Classifier, ImageSet]:
         """The float network and its data."""
         if self._opened is None:
-            options = ModelOptions(model="resnet18", weights=self.arguments.weights, **self._data_options())
+            options = ModelOptions(model=self.arguments.model, weights=self.arguments.weights, **self._data_options())
             self._opened = open_model_and_data(options)
         return self._opened
 
@@ -96,7 +96,7 @@ class Bench:
         if not path.exists():
             classifier, data = self.open()
             if options:
-                wanted = QuantizeOptions(model="resnet18", calibration_images=CALIBRATION_IMAGES, **options)
+                wanted = QuantizeOptions(model=self.arguments.model, calibration_images=CALIBRATION_IMAGES, **options)
                 classifier = quantize_for(classifier, data, wanted, progress=_silent).classifier
             write_folder(classifier, path)
         return path
@@ -332,7 +332,8 @@ def table(bench: Bench, contenders: Sequence[Contender]) -> str:
 def main() -> None:
     """Measure what isn't known yet, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--model", default="resnet18", help="a torchvision network's name, with --weights, or a folder")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--results", type=Path, default=Path("runs/int8.json"))
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))

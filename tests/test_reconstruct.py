@@ -196,3 +196,90 @@ def test_modes_gradients_and_types_stay_as_they_were() -> None:
     batch = images()[0]
     reconstruct(module, cut, cuts, [batch])
     assert torch.equal(batch, images()[0])
+
+
+def test_a_summand_makes_good_what_the_other_lost() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.beside, self.norm = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+            self.answer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            side = self.second(self.first(x))
+            side += self.norm(self.beside(x))
+            return self.answer(side.relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    module = Sum().eval()
+    recalibrate(module, images())
+    cut, cuts = cut_of(module, [torch.arange(1, 8), torch.tensor([], dtype=torch.int64)])
+    first_alone = copy.deepcopy(cut)
+    reconstruct(module, first_alone, cuts, images(), only=("second",))
+    reconstruct(module, cut, cuts, images(), only=("second", "beside"))
+    assert error(module, first_alone, images(seed=1)[0]) > 0.01
+    assert error(module, cut, images(seed=1)[0]) < 0.001  # what is lost is linear in x, which the layer beside it reads
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish])
+def test_what_the_activation_clips_is_not_fitted(activation: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 4, 1), nn.BatchNorm2d(4), activation())
+    recalibrate(module.eval(), images())
+    module[3].weight.data.fill_(8.0)
+    module[3].bias.data.copy_(torch.tensor([-8.0, -6.0, 6.0, -4.0]))  # much of it lies where the activation is flat
+    cut = copy.deepcopy(module)
+    cut[0], cut[2] = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+    cuts = {"0": Cut(torch.tensor([], dtype=torch.int64), torch.arange(3, 12))}
+    cut[0].weight.data, cut[0].bias.data = module[0].weight.data[:3].clone(), module[0].bias.data[:3].clone()
+    cut[2].weight.data, cut[2].bias.data = module[2].weight.data[:, :3].clone(), module[2].bias.data.clone()
+    linear = copy.deepcopy(cut)
+    seen = torch.cat([*images()])
+    with torch.no_grad():  # the plain least squares, by torch
+        rows = linear[:2](seen).movedim(1, -1).reshape(-1, 3)
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+        solved = torch.linalg.lstsq(rows, module[:3](seen).movedim(1, -1).reshape(-1, 4)).solution
+        linear[2].weight.copy_(solved[:3].T[..., None, None])
+        linear[2].bias.copy_(solved[3])
+    reconstruct(module, cut, cuts, images(), only=("2",))
+    assert error(module, cut, images(seed=1)[0]) < 0.9 * error(module, linear, images(seed=1)[0])
+
+
+def test_a_norm_after_a_layer_that_is_not_solved_follows_its_inputs() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.twice, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.twice(self.twice(self.stem(x)).relu()))
+
+    torch.manual_seed(0)
+    module = Shared().eval()
+    module.stem.weight.data *= 10
+    recalibrate(module, images())
+    cut = copy.deepcopy(module)
+    cut.twice.weight.data *= 0.5
+    cut.twice.bias.data += 1
+    before, after = (net(images()[0]) for net in (module, cut))
+    assert (after - before).abs().mean() > 0.5
+    reconstruct(module, cut, {}, images(), only=())
+    after = cut(torch.cat([*images()]))
+    torch.testing.assert_close(after.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after.std((0, 2, 3)), torch.ones(8), atol=1e-2, rtol=0)
+
+
+def test_statistics_can_be_measured_anew_without_a_change_of_the_answers() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8, affine=False)).eval()
+    module[1].weight.data.uniform_(-2, 2)
+    module[1].running_mean += 1
+    everything = torch.cat([*images()])
+    before = module(everything)
+    assert recalibrate(module, images(), keep_answers=True) == 64
+    seen = module[0](everything)
+    torch.testing.assert_close(module(everything), before)
+    torch.testing.assert_close(module[1].running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(module[1].running_var, seen.var((0, 2, 3)))
+    assert torch.equal(module[3].running_mean, torch.zeros(8))

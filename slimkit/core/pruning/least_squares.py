@@ -24,14 +24,22 @@ class Moments:
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._centre: tuple[Tensor, ...] = ()  # of rows and targets: near enough to their means for float32 to hold
         # what is left of them
-        self._sums: tuple[Tensor, ...] = ()  # of rows, targets, products of rows, of rows and targets
+        self._of_rows: tuple[Tensor, ...] = ()  # sums: of rows, of products of rows
+        self._of_targets: tuple[Tensor, ...] = ()  # sums: of targets, of products of rows and targets
+        self._is_again = False
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add rows with their targets."""
         self._pending.append((rows, targets))
-        self.count += rows.shape[1]
+        self.count += 0 if self._is_again else rows.shape[1]
         if sum(part.shape[1] for part, _ in self._pending) >= CHUNK:
             self._sum_up()
+
+    def renew_targets(self) -> None:
+        """Forget the targets: what is added from now on are the very same rows in the same order, with others."""
+        if self._pending:
+            self._sum_up()
+        self._of_targets, self._is_again = (), True
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means of rows [g, 1, d] and targets [g, 1, o]; sums of products of rows [g, d, d] and with targets [g, d, o].
@@ -40,7 +48,8 @@ class Moments:
         """
         if self._pending:
             self._sum_up()
-        rows, targets, products, crossed = (part.double() for part in self._sums)
+        rows, products = (part.double() for part in self._of_rows)
+        targets, crossed = (part.double() for part in self._of_targets)
         if not self._is_centred:
             return torch.zeros_like(rows), torch.zeros_like(targets), products, crossed
         products -= rows.mT @ rows / self.count
@@ -54,8 +63,14 @@ class Moments:
         if self._is_centred:
             self._centre = self._centre or (rows.mean(1, keepdim=True), targets.mean(1, keepdim=True))
             rows, targets = rows - self._centre[0], targets - self._centre[1]
-        sums = (rows.sum(1, keepdim=True), targets.sum(1, keepdim=True), rows.mT @ rows, rows.mT @ targets)
-        self._sums = tuple(old.add_(new) for old, new in zip(self._sums, sums, strict=True)) if self._sums else sums
+        if not self._is_again:
+            self._of_rows = _added(self._of_rows, (rows.sum(1, keepdim=True), rows.mT @ rows))
+        self._of_targets = _added(self._of_targets, (targets.sum(1, keepdim=True), rows.mT @ targets))
+
+
+def _added(sums: tuple[Tensor, ...], more: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """In place, where there are sums."""
+    return tuple(old.add_(new) for old, new in zip(sums, more, strict=True)) if sums else more
 
 
 class Equations:
@@ -74,6 +89,12 @@ class Equations:
             self._moments.add(rows, targets)
         elif sum(part.shape[1] for part, _ in self._rows) < MAX_ROWS:
             self._rows.append((rows, targets))
+
+    def renew_targets(self) -> None:
+        """Forget the targets: what is added from now on are the very same rows in the same order, with others."""
+        self._rows.clear()
+        if not self._is_wide:
+            self._moments.renew_targets()
 
     def solve(self, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """The solution in the least squares, drawn towards the given weights: weights and offset, float64.

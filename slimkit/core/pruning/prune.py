@@ -228,7 +228,7 @@ def cut_and_repair(
     if batches is not None:
         if reconstruct:
             solved = reconstruct_layers(module, cut, cuts, batches, only=only, progress=progress)
-        recalibrated = recalibrate(cut, batches, progress=progress)
+        recalibrated = recalibrate(cut, batches, keep_answers=reconstruct, progress=progress)
     return Repaired(cut, difference, solved, recalibrated)
 
 

@@ -1,0 +1,119 @@
+"""What a layer that is solved anew is to give: outputs after which the network goes on as the original does.
+
+What matters of a layer's outputs is what comes of them: BatchNorm scales them, a residual is added, and a ReLU makes
+everything below zero alike. So the other summand's error is made good in the same solution (He et al. 2017, Channel
+Pruning, arXiv:1707.06168, for whole branches), and a value that the original clips may lie anywhere on the clipped side
+(Zhang et al. 2015, arXiv:1505.06798). The latter is no linear problem, but a row of them, none of which makes the
+error larger.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slimkit.core.pruning.recalibrate import has_statistics
+
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+RELU, RELU6, HARDSWISH = (0.0, math.inf), (0.0, 6.0), (-3.0, math.inf)  # outside of these all inputs give the same
+FLAT_OUTSIDE = {
+    **dict.fromkeys((nn.ReLU, functional.relu, torch.relu, "relu", "relu_"), RELU),
+    **dict.fromkeys((nn.ReLU6, functional.relu6), RELU6),
+    **dict.fromkeys((nn.Hardswish, functional.hardswish), HARDSWISH),
+}
+SMALLEST_SCALE = 0.1  # of the median: what BatchNorm makes smaller than that can't make good what others lost
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What alone reads a layer's output, in this order, each where it is there."""
+
+    norm: _BatchNorm | None = None
+    other: Node | None = None  # what the output is added to
+    range: tuple[float, float] = (-math.inf, math.inf)  # outside of which the activation is flat
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether there is an activation that makes some values alike."""
+        return self.range != Tail.range
+
+
+def tail_of(node: Node, module: nn.Module) -> Tail:
+    """What follows the layer at `node` of the traced network `module`."""
+    norm, other = None, None
+    reader = _only_reader(node)
+    found = _module(reader, module)
+    if reader is not None and has_statistics(found) and _is_called_once(reader):
+        norm, node, reader = found, reader, _only_reader(reader)
+    if reader is not None and reader.target in SUMS and not reader.kwargs:
+        others = [summand for summand in reader.all_input_nodes if summand is not node]
+        if len(others) != 1:
+            return Tail(norm)
+        other, reader = others[0], _only_reader(reader)
+    activation = type(_module(reader, module)) if reader is not None and reader.op == "call_module" else None
+    key = activation or (None if reader is None else reader.target)
+    return Tail(norm, other, FLAT_OUTSIDE.get(key, Tail.range))
+
+
+class Targets:
+    """What a layer is to give, in rows: values [g, n, o] of g groups of o channels, at n places."""
+
+    def __init__(self, tail: Tail, groups: int, scale: Tensor, shift: Tensor) -> None:
+        """scale, shift: what the tail's norm makes of each of the layer's channels (see `affine_of`)."""
+        self._range = tail.range
+        self._scale, self._shift = scale.view(groups, 1, -1), shift.view(groups, 1, -1)
+        self._smallest = SMALLEST_SCALE * float(scale.abs().mean())
+
+    def first(self, outputs: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Targets that come to the original's value after the sum.
+
+        outputs: of the original layer. others: the other summand in the original and in the cut network, if any.
+        """
+        return outputs if others is None else self._changed(outputs, others[0] - others[1])
+
+    def clipped(self, outputs: Tensor, others: tuple[Tensor, Tensor] | None, now: Tensor) -> Tensor:
+        """The same, save that what is clipped in the original, and is so by what the layer gives `now`, is right."""
+        original, changed = (0.0, 0.0) if others is None else others
+        low, high = self._range
+        before = self._scale * outputs + self._shift
+        wanted, given = before + original, self._scale * now + self._shift + changed
+        wanted = torch.where(wanted <= low, given.clamp_max(low), wanted)
+        wanted = torch.where(wanted >= high, given.clamp_min(high), wanted)
+        return self._changed(outputs, wanted - changed - before)
+
+    def _changed(self, outputs: Tensor, change: Tensor) -> Tensor:
+        """The outputs whose normalized values differ by `change`, as far as the norm lets through what is changed."""
+        size = self._scale.abs().clamp_min(self._smallest)
+        return outputs + torch.where(size > 0, change / torch.where(self._scale < 0, -size, size), 0)
+
+
+def affine_of(norm: _BatchNorm | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What a norm multiplies each channel by and then adds to it: float32 [channels] both.
+
+    weight: of the layer before it, [channels, ...].
+    """
+    if norm is None:
+        ones = torch.ones(len(weight), device=weight.device)
+        return ones, torch.zeros_like(ones)
+    scale = (norm.get_buffer("running_var").float() + norm.eps).rsqrt()
+    scale = scale * norm.weight if norm.affine else scale
+    return scale, (norm.bias if norm.affine else 0) - norm.get_buffer("running_mean") * scale
+
+
+def _only_reader(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _module(node: Node | None, module: nn.Module) -> nn.Module | None:
+    return module.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
+def _is_called_once(node: Node) -> bool:
+    return [other.target for other in node.graph.nodes].count(node.target) == 1
