@@ -57,6 +57,23 @@ def test_equations_are_solved_as_torch_solves_them(monkeypatch: pytest.MonkeyPat
         assert not offsets.any()
 
 
+@pytest.mark.parametrize("offset", [False, True])
+def test_renewed_targets_are_solved_as_if_they_were_the_first(offset: bool) -> None:
+    torch.manual_seed(0)
+    rows, first, second = torch.randn(2, 5000, 7) + 1, torch.randn(2, 5000, 3), torch.randn(2, 5000, 3) + 2
+    weights = torch.randn(2, 7, 3)
+    renewed, fresh = Equations(7, offset=offset), Equations(7, offset=offset)
+    for start in range(0, 5000, 700):
+        renewed.add(rows[:, start : start + 700], first[:, start : start + 700])
+    renewed.solve(weights, ridge=0.1)
+    renewed.renew_targets()
+    for start in range(0, 5000, 700):
+        renewed.add(rows[:, start : start + 700], second[:, start : start + 700])
+    fresh.add(rows, second)
+    for got, wanted in zip(renewed.solve(weights, 0.1), fresh.solve(weights, 0.1), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_rows_that_hardly_vary_are_solved_all_the_same() -> None:
     """Means of large maps are like that: a thousand times their own spread, which float32 sums of squares lose."""
     torch.manual_seed(0)

@@ -26,12 +26,12 @@ class Moments:
         # what is left of them
         self._of_rows: tuple[Tensor, ...] = ()  # sums: of rows, of products of rows
         self._of_targets: tuple[Tensor, ...] = ()  # sums: of targets, of products of rows and targets
-        self._is_again = False
+        self.are_targets_new = False  # for rows that were added before
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add rows with their targets."""
         self._pending.append((rows, targets))
-        self.count += 0 if self._is_again else rows.shape[1]
+        self.count += 0 if self.are_targets_new else rows.shape[1]
         if sum(part.shape[1] for part, _ in self._pending) >= CHUNK:
             self._sum_up()
 
@@ -39,7 +39,7 @@ class Moments:
         """Forget the targets: what is added from now on are the very same rows in the same order, with others."""
         if self._pending:
             self._sum_up()
-        self._of_targets, self._is_again = (), True
+        self._of_targets, self.are_targets_new = (), True
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means of rows [g, 1, d] and targets [g, 1, o]; sums of products of rows [g, d, d] and with targets [g, d, o].
@@ -63,7 +63,7 @@ class Moments:
         if self._is_centred:
             self._centre = self._centre or (rows.mean(1, keepdim=True), targets.mean(1, keepdim=True))
             rows, targets = rows - self._centre[0], targets - self._centre[1]
-        if not self._is_again:
+        if not self.are_targets_new:
             self._of_rows = _added(self._of_rows, (rows.sum(1, keepdim=True), rows.mT @ rows))
         self._of_targets = _added(self._of_targets, (targets.sum(1, keepdim=True), rows.mT @ targets))
 
@@ -80,21 +80,23 @@ class Equations:
         """unknowns: d. offset: whether there is one; without, it is zero."""
         self._offset = offset
         self._moments = Moments(centred=offset)
-        self._is_wide = unknowns > MAX_UNKNOWNS
+        self.is_wide = unknowns > MAX_UNKNOWNS
         self._rows: list[tuple[Tensor, Tensor]] = []  # of wide equations
+        self._factor: Tensor | None = None  # of the products of the rows
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add equations. Of those with many unknowns, what comes after MAX_ROWS is left out."""
-        if not self._is_wide:
+        if not self.is_wide:
             self._moments.add(rows, targets)
         elif sum(part.shape[1] for part, _ in self._rows) < MAX_ROWS:
             self._rows.append((rows, targets))
 
     def renew_targets(self) -> None:
-        """Forget the targets: what is added from now on are the very same rows in the same order, with others."""
-        self._rows.clear()
-        if not self._is_wide:
-            self._moments.renew_targets()
+        """Forget the targets: what is added from now on are the very same rows in the same order, with others.
+
+        Not for wide equations.
+        """
+        self._moments.renew_targets()
 
     def solve(self, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """The solution in the least squares, drawn towards the given weights: weights and offset, float64.
@@ -102,13 +104,15 @@ class Equations:
         Minimizes sum((rows @ w + offset - targets)**2) + ridge * sum(rows**2) / d * sum((w - weights)**2), per group,
         for rows whose mean is taken out where there is an offset.
         """
-        solve = self._solve_by_rows if self._is_wide else self._solve_by_moments
+        solve = self._solve_by_rows if self.is_wide else self._solve_by_moments
         return solve(weights.double(), ridge)
 
     def _solve_by_moments(self, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         row_mean, target_mean, products, crossed = self._moments.centred()
         crossed -= products @ weights
-        weights = weights + torch.cholesky_solve(crossed, damped_cholesky(products, ridge))
+        if self._factor is None or not self._moments.are_targets_new:
+            self._factor = damped_cholesky(products, ridge)
+        weights = weights + torch.cholesky_solve(crossed, self._factor)
         return weights, target_mean - row_mean @ weights
 
     def _solve_by_rows(self, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
