@@ -28,7 +28,7 @@ FLAT_OUTSIDE = {
     **dict.fromkeys((nn.ReLU6, functional.relu6), RELU6),
     **dict.fromkeys((nn.Hardswish, functional.hardswish), HARDSWISH),
 }
-SMALLEST_SCALE = 0.1  # of the median: what BatchNorm makes smaller than that can't make good what others lost
+SMALLEST_SCALE = 0.1  # of the mean: what BatchNorm makes smaller than that can't make good what others lost
 
 
 @dataclass(frozen=True)
