@@ -43,6 +43,23 @@ def test_the_filters_with_the_least_l1_norm_are_cut() -> None:
     assert torch.equal(cut[0].bias, module[0].bias[[0, 2, 4]])
 
 
+def test_what_is_done_to_the_cut_network_does_not_reach_the_original() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 5, 1))
+    module.append(nn.Conv2d(5, 5, 1))
+    module[5].bias = module[3].bias  # one tensor in two layers
+    before = copy.deepcopy(module.state_dict())
+    cut = cut_layers(module, {"0": Cut(torch.tensor([], dtype=torch.int64), torch.tensor([1])), **one_input_less("3")})
+    assert cut[5].bias is cut[3].bias
+    for tensor in cut.state_dict().values():
+        tensor.zero_()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def one_input_less(name: str) -> dict[str, Cut]:
+    return {name: Cut(torch.tensor([1]), torch.tensor([], dtype=torch.int64))}
+
+
 def test_a_residual_stream_is_judged_by_all_who_write_to_it() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:

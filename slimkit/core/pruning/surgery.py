@@ -13,21 +13,32 @@ from slimkit.core.pruning.trace import CONVOLUTIONS, Convolution
 
 def cut_layers(module: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
     """A copy of the network without the channels named in `cuts`; everything else keeps its numbers."""
-    result = copy.deepcopy(module)
+    shared = {id(tensor): tensor for name in cuts for _, tensor in _own_tensors(module.get_submodule(name))}
+    result = copy.deepcopy(module, {**shared})  # most of what is shared so far is cut, and so never copied whole
     for name, cut in cuts.items():
         layer = result.get_submodule(name)
         if isinstance(layer, CONVOLUTIONS):
             _cut_convolution(layer, cut)
         elif isinstance(layer, nn.Linear):
+            _cut_outputs(layer, cut)
             _keep(layer, "weight", 1, layer.in_features, cut.inputs)
             layer.in_features = layer.weight.shape[1]
-            _cut_outputs(layer, cut)
             layer.out_features = layer.weight.shape[0]
         else:
             _cut_outputs(layer, cut)
             attribute = "num_parameters" if isinstance(layer, nn.PReLU) else "num_features"
             setattr(layer, attribute, getattr(layer, attribute) - len(cut.outputs))
+    copies: dict[int, Tensor] = {}
+    for layer in result.modules():
+        for name, tensor in _own_tensors(layer):
+            if id(tensor) in shared:
+                setattr(layer, name, copy.deepcopy(tensor, copies))
     return result
+
+
+def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a layer."""
+    return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
 def _cut_convolution(layer: Convolution, cut: Cut) -> None:
@@ -36,14 +47,14 @@ def _cut_convolution(layer: Convolution, cut: Cut) -> None:
     size = layer.in_channels // layer.groups
     groups = len(distinct(kept // size))
     offsets = kept[: len(kept) // groups] % size
-    _keep(layer, "weight", 1, size, _others(size, offsets))
     _cut_outputs(layer, cut)
+    _keep(layer, "weight", 1, size, _others(size, offsets))
     layer.in_channels, layer.out_channels, layer.groups = len(kept), layer.weight.shape[0], groups
 
 
 def _cut_outputs(layer: nn.Module, cut: Cut) -> None:
     """Shorten all of a layer's tensors that have an entry per output channel."""
-    for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+    for name, value in _own_tensors(layer):
         if value.dim() > 0:
             _keep(layer, name, 0, len(value), cut.outputs)
 

@@ -54,14 +54,16 @@ def mask_channels(module: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
         layer = masked.get_submodule(name)
         if not isinstance(layer, COUNTED) or len(cut.inputs) == 0:
             continue
-        layer.weight = nn.Parameter(layer.weight.detach().clone())
-        if isinstance(layer, nn.Linear):
-            layer.weight.data[:, cut.inputs] = 0
+        weight = layer.weight.detach()
+        if isinstance(layer, nn.Linear) or layer.groups == 1:
+            masked_weight = weight.index_fill(1, cut.inputs.to(weight.device), 0)
         else:
+            masked_weight = weight.clone()
             # a view: [groups, out / groups, in / groups, *kernel]
-            groups = layer.weight.data.view(layer.groups, -1, *layer.weight.shape[1:])
+            groups = masked_weight.view(layer.groups, -1, *weight.shape[1:])
             size = layer.in_channels // layer.groups
             groups[cut.inputs // size, :, cut.inputs % size] = 0
+        layer.weight = nn.Parameter(masked_weight)
     return masked
 
 
