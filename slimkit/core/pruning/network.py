@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,12 @@ def on_cpu(module: nn.Module) -> nn.Module:
     if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
         return module
     return copy.deepcopy(module).cpu().float()
+
+
+def share_tensors(module: nn.Module) -> nn.Module:
+    """A copy of the network in which every parameter and buffer is the very tensor of the original."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
 
 
 def computes_weight(layer: nn.Module) -> bool:

@@ -16,8 +16,8 @@ def recalibrate(module: nn.Module, batches: Batches, *, keep_answers: bool = Fal
 
     The statistics are pooled over all images, as if they were one batch, save that each layer normalizes by those of
     the batch at hand, as in training. Returns the number of images; a batch of one, which has no variance, is left out.
-    keep_answers: give each BatchNorm the weight and bias with which it answers as before, so that training goes on from
-        these answers; one that has none stays as it is.
+    keep_answers: normalize as before meanwhile, and give each BatchNorm the weight and bias with which it answers as
+        before, so that training goes on from these answers; one that has none stays as it is.
     """
     norms = [part for part in module.modules() if has_statistics(part) and (part.affine or not keep_answers)]
     pools = {norm: Pool() for norm in norms}

@@ -31,7 +31,7 @@ from slimkit.core.pruning.rows import (
     set_weight_matrix,
     weight_matrix,
 )
-from slimkit.core.pruning.targets import Tail, Targets, affine_of, tail_of
+from slimkit.core.pruning.targets import Tail, Targets, tail_of
 
 ROWS = 32768  # output positions that a layer is solved on, where there are as many
 RIDGE = 1e-3  # see least_squares.py
@@ -62,18 +62,19 @@ def reconstruct(
         flow = Flow(symbolic_trace(original), symbolic_trace(cut), batches, layers)
         calls = Counter(node.target for node in flow.changed.nodes)
         norms = {name: norm for name, norm in cut.named_modules() if has_statistics(norm) and calls[name] == 1}
+        solved: set[_BatchNorm | None] = set()  # the norms of layers that are solved, as far as they are
         with progress("reconstruct", len(layers)) as advance:
             for position, node in enumerate(flow.changed.nodes):
                 flow.seek(position)
                 name = str(node.target)
-                if name in norms:
+                if name in norms and norms[name] not in solved:
                     _follow(flow, position, norms[name], _kept_outputs(original, name, cuts))
                 flow.step_original(position)
                 if name in layers and calls[name] == 1:
-                    tail = tail_of(flow.original.nodes[position], cut)
+                    tail = tail_of(flow.original.nodes[position], cut, norms)
                     problem = _Problem(flow, position, layers[name], _kept_outputs(original, name, cuts), tail)
                     _store(layers[name], tail.norm, *problem.solve())
-                    norms = {other: norm for other, norm in norms.items() if norm is not tail.norm}
+                    solved.add(tail.norm)
                     advance(1)
                 flow.step_changed(position)
         return flow.images
@@ -111,7 +112,7 @@ class _Problem:
         self._node, self._source = flow.original.nodes[position], flow.changed.nodes[position].all_input_nodes[0]
         self._other = _known_summand(flow, tail, self._node)
         self._matrix = weight_matrix(layer)
-        self._targets = Targets(tail, len(self._matrix), *affine_of(tail.norm, layer.weight))
+        self._targets = Targets(tail, layer.weight, groups=len(self._matrix))
         self._equations = Equations(self._matrix.shape[1], offset=layer.bias is not None or tail.norm is not None)
         # A clipped sum can't be told before both summands are known. Wide equations have no factor to solve by anew.
         # Grouped layers have too few weights to gain anything (mobilenet_v2's KL divergence stays, in half the time).

@@ -82,12 +82,13 @@ def measure_groups(
     """Cut each group alone at each rate, repair it on `batches`, and take the accuracy.
 
     scores: of each group's channels, float [width]; ms: predicted for widths of the groups; accuracy: top-1 %.
-    reconstruct: whether the layers that read the group are solved anew; where not, BatchNorm is measured anew, and in
+    reconstruct: whether the layers that read the group are solved anew; where not, BatchNorm alone is measured anew, in
         the uncut network too, so that what the images of the repair make of it is not laid to the groups.
     """
     found = []
-    uncut = copy.deepcopy(module)
+    uncut = module
     if not reconstruct:
+        uncut = copy.deepcopy(module)
         recalibrate(uncut, batches)
     whole, whole_ms, whole_accuracy = shapes.cost(shapes.full), ms(shapes.full), accuracy(uncut)
     with progress("sensitivity", len(grouping.groups) * len(rates)) as advance:

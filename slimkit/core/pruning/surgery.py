@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from slimkit.core.pruning.atoms import distinct
 from slimkit.core.pruning.groups import Cut
+from slimkit.core.pruning.network import share_tensors
 from slimkit.core.pruning.trace import CONVOLUTIONS, Convolution
 
 
 def cut_layers(module: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
     """A copy of the network without the channels named in `cuts`; everything else keeps its numbers."""
-    shared = {id(tensor): tensor for name in cuts for _, tensor in _own_tensors(module.get_submodule(name))}
-    result = copy.deepcopy(module, {**shared})  # most of what is shared so far is cut, and so never copied whole
+    result = share_tensors(module)  # most is cut below, and so never copied whole
     for name, cut in cuts.items():
         layer = result.get_submodule(name)
         if isinstance(layer, CONVOLUTIONS):
@@ -28,12 +28,18 @@ def cut_layers(module: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
             _cut_outputs(layer, cut)
             attribute = "num_parameters" if isinstance(layer, nn.PReLU) else "num_features"
             setattr(layer, attribute, getattr(layer, attribute) - len(cut.outputs))
-    copies: dict[int, Tensor] = {}
-    for layer in result.modules():
+    _unshare(result, module)
+    return result
+
+
+def _unshare(module: nn.Module, original: nn.Module) -> None:
+    """Give `module` copies of the tensors that are still those of `original`."""
+    shared = {id(tensor) for layer in original.modules() for _, tensor in _own_tensors(layer)}
+    copies: dict[int, Tensor] = {}  # a tensor of two layers stays one
+    for layer in module.modules():
         for name, tensor in _own_tensors(layer):
             if id(tensor) in shared:
                 setattr(layer, name, copy.deepcopy(tensor, copies))
-    return result
 
 
 def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:

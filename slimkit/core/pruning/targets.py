@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +21,9 @@ from torch.fx import Node
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimkit.core.pruning.recalibrate import has_statistics
-
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 RELU, RELU6, HARDSWISH = (0.0, math.inf), (0.0, 6.0), (-3.0, math.inf)  # outside of these all inputs give the same
-FLAT_OUTSIDE = {
+FLAT_OUTSIDE: dict[Any, tuple[float, float]] = {
     **dict.fromkeys((nn.ReLU, functional.relu, torch.relu, "relu", "relu_"), RELU),
     **dict.fromkeys((nn.ReLU6, functional.relu6), RELU6),
     **dict.fromkeys((nn.Hardswish, functional.hardswish), HARDSWISH),
@@ -45,28 +45,26 @@ class Tail:
         return self.range != Tail.range
 
 
-def tail_of(node: Node, module: nn.Module) -> Tail:
-    """What follows the layer at `node` of the traced network `module`."""
-    norm, other = None, None
-    reader = _only_reader(node)
-    found = _module(reader, module)
-    if reader is not None and has_statistics(found) and _is_called_once(reader):
-        norm, node, reader = found, reader, _only_reader(reader)
+def tail_of(node: Node, module: nn.Module, norms: Mapping[str, _BatchNorm]) -> Tail:
+    """What follows the layer at `node` of the traced network `module`; norms: those that are called once, by name."""
+    reader, other = _only_reader(node), None
+    norm = None if reader is None else norms.get(str(reader.target))
+    if reader is not None and norm is not None:
+        node, reader = reader, _only_reader(reader)
     if reader is not None and reader.target in SUMS and not reader.kwargs:
         others = [summand for summand in reader.all_input_nodes if summand is not node]
         if len(others) != 1:
             return Tail(norm)
         other, reader = others[0], _only_reader(reader)
-    activation = type(_module(reader, module)) if reader is not None and reader.op == "call_module" else None
-    key = activation or (None if reader is None else reader.target)
-    return Tail(norm, other, FLAT_OUTSIDE.get(key, Tail.range))
+    return Tail(norm, other, FLAT_OUTSIDE.get(_function(reader, module), Tail.range))
 
 
 class Targets:
     """What a layer is to give, in rows: values [g, n, o] of g groups of o channels, at n places."""
 
-    def __init__(self, tail: Tail, groups: int, scale: Tensor, shift: Tensor) -> None:
-        """scale, shift: what the tail's norm makes of each of the layer's channels (see `affine_of`)."""
+    def __init__(self, tail: Tail, weight: Tensor, groups: int) -> None:
+        """weight: the layer's, [channels, ...]."""
+        scale, shift = _affine(tail.norm, weight)
         self._range = tail.range
         self._scale, self._shift = scale.view(groups, 1, -1), shift.view(groups, 1, -1)
         self._smallest = SMALLEST_SCALE * float(scale.abs().mean())
@@ -94,11 +92,8 @@ class Targets:
         return outputs + torch.where(size > 0, change / torch.where(self._scale < 0, -size, size), 0)
 
 
-def affine_of(norm: _BatchNorm | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies each channel by and then adds to it: float32 [channels] both.
-
-    weight: of the layer before it, [channels, ...].
-    """
+def _affine(norm: _BatchNorm | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What a norm multiplies each channel of a layer by and then adds to it: float32 [channels] both."""
     if norm is None:
         ones = torch.ones(len(weight), device=weight.device)
         return ones, torch.zeros_like(ones)
@@ -111,9 +106,8 @@ def _only_reader(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _module(node: Node | None, module: nn.Module) -> nn.Module | None:
-    return module.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
-
-
-def _is_called_once(node: Node) -> bool:
-    return [other.target for other in node.graph.nodes].count(node.target) == 1
+def _function(node: Node | None, module: nn.Module) -> Any:
+    """What a node calls: a type of layer, a function, or a method's name."""
+    if node is None:
+        return None
+    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target

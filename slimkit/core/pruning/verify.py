@@ -1,6 +1,5 @@
 """The proof of a cut: the network computes what the original does with the same channels masked to zero effect."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -13,7 +12,7 @@ from slimkit.core.errors import MissedError, first_line
 from slimkit.core.measure.macs import COUNTED
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.pruning.groups import Cut
-from slimkit.core.pruning.network import on_cpu, small_shape
+from slimkit.core.pruning.network import on_cpu, share_tensors, small_shape
 
 TOLERANCE = 1e-4
 
@@ -48,8 +47,7 @@ def verify_cut(original: nn.Module, cut: nn.Module, cuts: Mapping[str, Cut], inp
 
 def mask_channels(module: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
     """A network in which every layer ignores the inputs that it is to lose; the tensors that stay are shared."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    masked = copy.deepcopy(module, shared)
+    masked = share_tensors(module)
     for name, cut in cuts.items():
         layer = masked.get_submodule(name)
         if not isinstance(layer, COUNTED) or len(cut.inputs) == 0:
