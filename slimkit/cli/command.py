@@ -4,12 +4,16 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from slimkit.cli.config import reject_option_name, require_resolved
 from slimkit.cli.options import FLAGS, HOW_TO_RUN, config_flag
 from slimkit.cli.output import Output
+from slimkit.core.checks import check_options
+from slimkit.core.options import ModelOptions
 
 Options = TypeVar("Options")
 
@@ -31,6 +35,7 @@ def command(
     def decorate(function: Callable[[Options, Output], None]) -> Command:
         def run(context: typer.Context, **values: Any) -> None:
             fields = dataclasses.fields(options_type)  # type: ignore[arg-type]  # always a dataclass
+            _reject_option_names(context)
             options = options_type(**{field.name: values[field.name] for field in fields})
             _run(function, options, context.obj)
 
@@ -44,11 +49,29 @@ def command(
 def _run(function: Callable[[Options, Output], None], options: Options, output: Output) -> None:
     with output.logging():
         try:
+            check_options(options)
+            if isinstance(options, ModelOptions):
+                _check_outputs(options)
             function(options, output)
         except OSError as error:
             if error.filename is None:  # a full disk, say, does not tell which file was being written
                 error.filename = str(getattr(options, "output", "")) or None
             raise
+
+
+def _check_outputs(options: ModelOptions) -> None:
+    from slimkit.core.run import check_outputs
+
+    check_outputs(options)
+    require_resolved(options)
+
+
+def _reject_option_names(context: typer.Context) -> None:
+    """Raise UsageError for an option whose value was left out, so that it took the next option for one."""
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if parameter.param_type_name == "option" and isinstance(value, str | Path):
+            reject_option_name(max(parameter.opts, key=len), str(value))
 
 
 def _signature(options_type: type, flags: dict[str, Any]) -> inspect.Signature:

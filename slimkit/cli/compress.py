@@ -34,7 +34,7 @@ class CompressOptions:
 
     model: str | None = None
     config: Path | None = None
-    output: Path = Path()
+    output: Path | None = None
     rate: float | None = None
     scheme: Scheme | None = None
     train_epochs: int | None = None
@@ -72,11 +72,16 @@ class CompressOptions:
         "--config",
         "-c",
         metavar="RECIPE.yaml",
-        help="Shared options, and under train, prune, distill, quantize and score those of each; flags beat it. The "
-        "resolved recipe is left in runs/recipe.yaml.",
+        help="Shared options, and under train, prune, distill, quantize and score those of each; flags beat it. Paths "
+        "in it are as seen from the working folder. The resolved recipe is left in runs/recipe.yaml.",
         rich_help_panel=SHARED,
     ),
-    output=typer.Option("--output", "-o", help="The folder in which runs/, submission/ and results.json are written."),
+    output=typer.Option(
+        "--output",
+        "-o",
+        help="The folder in which runs/, submission/ and results.json are written.",
+        show_default="the recipe's, else the working folder",
+    ),
     rate=typer.Option("--rate", help="Share of its channels that each group loses.", show_default=str(DEFAULT_RATE)),
     scheme=typer.Option("--scheme", help="How activations are quantized.", show_default=QuantizeOptions.scheme),
     train_epochs=typer.Option("--train-epochs", help="Epochs of training. Without it: as the data needs."),

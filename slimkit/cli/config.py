@@ -8,23 +8,32 @@ from typing import Any
 import typer
 
 from slimkit import __version__
-from slimkit.core.errors import UsageError
-from slimkit.core.typed import FieldError, parse_dataclass
-
-EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # 1e-3: text in YAML 1.1, a number in YAML 1.2
+from slimkit.core.errors import FolderError, UsageError
+from slimkit.core.files import WRITTEN_HERE, require_file, write_atomically
+from slimkit.core.typed import FieldError, parse_options
 
 
 def load_defaults(context: typer.Context, options_type: type, file: str | None) -> None:
     """Make what the YAML `file` says the defaults of the running command's flags. Raises UsageError."""
     if file is None or context.resilient_parsing:
         return
+    reject_option_name("--config", file)
     settings = read_settings(Path(file))
     try:
-        options: Any = parse_dataclass(options_type, settings, file)
+        options: Any = parse_options(options_type, settings, file)
     except FieldError as error:
         mend = f"Correct that line; `{context.command_path} --help` lists the options."
         raise UsageError(str(error) + "." * (not str(error).endswith("?")), mend) from None
     context.default_map = {key: getattr(options, key) for key in settings}
+
+
+def reject_option_name(flag: str, value: str) -> None:
+    """Raise UsageError for a value that is the name of an option: the flag's own was left out."""
+    if re.match("-[-a-zA-Z]", value):
+        raise UsageError(
+            f"{flag} has no value: {value} comes next, which looks like an option.",
+            f"Give {flag} a value; a file of that name is ./{value}.",
+        )
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -32,7 +41,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        data = yaml.load(file.read_text(encoding="utf-8-sig"), _loader()) or {}  # a safe one
     except FileNotFoundError:
         raise UsageError(f"There is no file {file}.", "Give --config a YAML file that exists.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -41,31 +50,86 @@ def read_settings(file: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(data, dict):
         raise UsageError(f"{file} holds no mapping of options.", "Write it as `key: value` lines.")
-    return _normalize(data)
+    return data
+
+
+def require_resolved(options: Any) -> None:
+    """Raise FolderError where `save_resolved` must not write: with -f it replaces what slimkit wrote, and no more."""
+    path = _resolved_file(options)
+    require_file(path, force=True)
+    if not path.exists() or _says(path, options):
+        return
+    if not options.force:
+        raise FolderError(
+            f"{path} exists already, and says other options than these.",
+            "Give -f/--force to replace it, or -o/--output to write elsewhere.",
+        )
+    if not path.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN_HERE):
+        raise FolderError(
+            f"{path} was not written by slimkit, so it is not replaced by the options of this run.",
+            "Give it another name, or give another -o/--output.",
+        )
 
 
 def save_resolved(command: str, options: Any) -> None:
-    """Write every option that `command` ran with to `<output>.yaml`, from which -c repeats it."""
+    """Write every option that `command` ran with to `<output>.yaml`, from which -c repeats it.
+
+    A file that says these options already stays as it is.
+    """
     import yaml
 
-    from slimkit.core.files import write_atomically
+    path = _resolved_file(options)
+    if path.exists() and _says(path, options):
+        return
+    header = f"{WRITTEN_HERE}{__version__}. Again: slimkit {command} -c {path}\n"
+    write_atomically(path, header + yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
 
-    path = Path(f"{options.output}.yaml")
+
+def _resolved_file(options: Any) -> Path:
+    output: Path = options.output
+    return output.with_name(f"{output.name}.yaml")
+
+
+def _says(file: Path, options: Any) -> bool:
+    """Whether `file` gives these very options when a command reads it."""
+    try:
+        settings = read_settings(file)
+        return _plain(parse_options(type(options), settings, str(file))) == _plain(options)
+    except (UsageError, FieldError):
+        return False
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """The options as YAML values, but `force`: to repeat a run must not overwrite unasked."""
     values = dataclasses.asdict(options)
-    del values["force"]  # to repeat a run must not overwrite unasked
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-    header = f"# slimkit {__version__}. Again: slimkit {command} -c {path}\n"
-    write_atomically(path, header + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    del values["force"]
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
-def _normalize(settings: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key).replace("-", "_"): _normalize_value(value) for key, value in settings.items()}
+def _loader() -> Any:
+    """PyYAML's safe loader, save that numbers and dates stay the text that they are written as, and keys are our names.
+
+    Only the option tells what is meant: 010 and 1.10 may be names of folders, and 1e-3 is no number to YAML 1.1.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [_name(key.value) for key, _ in node.value]
+            if again := next((name for index, name in enumerate(names) if name in names[:index]), None):
+                raise yaml.constructor.ConstructorError(None, None, f"{again} is given twice", node.start_mark)
+            return {_name(key): value for key, value in super().construct_mapping(node, deep=True).items()}
+
+    typed = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in typed]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader
 
 
-def _normalize_value(value: object) -> object:
-    if isinstance(value, dict):
-        return _normalize(value)
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+def _name(key: object) -> str:
+    return str(key).replace("-", "_")
 
 
 def _reason(error: Exception) -> str:

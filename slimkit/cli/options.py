@@ -16,6 +16,11 @@ def _shared(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=SHARED, **settings)
 
 
+def device_flag(help: str) -> Any:
+    """--device, of a command that uses it for what `help` says."""
+    return _shared("--device", help=help)
+
+
 FLAGS: dict[str, Any] = {
     "model": typer.Argument(help="Model folder, or the name of a torchvision network such as resnet18."),
     "output": typer.Option("--output", "-o", help="Where the result is written."),
@@ -43,7 +48,7 @@ FLAGS: dict[str, Any] = {
     "resize": _shared(
         "--resize", help="Pixels of the shorter side before the crop. Without it: 256/224 of the image size."
     ),
-    "device": _shared("--device", help="Where to compute."),
+    "device": device_flag("Where to compute."),
     "seed": _shared("--seed", help="Of everything random."),
     "threads": _shared("--threads", help="CPU threads. Without it: as torch chooses."),
 }

@@ -6,6 +6,7 @@ import typer
 
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
+from slimkit.cli.options import device_flag
 from slimkit.cli.output import Output, table
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
 
@@ -90,6 +91,7 @@ COMPARED = (("parameters", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), 
     finetune_epochs=typer.Option(
         "--finetune-epochs", help="Epochs of training on the labels after the repair.", rich_help_panel=REPAIR
     ),
+    device=device_flag("Where to compute the fine-tuning; the rest is computed on the CPU."),
     sensitivity=typer.Option(
         "--sensitivity",
         help="Cut nothing: tell what each group would cost and save, in <output>.sensitivity.json and .png.",

@@ -3,6 +3,7 @@
 import typer
 
 from slimkit.cli.command import command
+from slimkit.cli.options import device_flag
 from slimkit.cli.output import Output
 from slimkit.cli.stage import show_stage
 from slimkit.core.options import QuantizeOptions
@@ -25,6 +26,7 @@ from slimkit.core.options import QuantizeOptions
     qat_epochs=typer.Option(
         "--qat-epochs", help="Epochs of fine-tuning through the rounding, with the float model as the teacher."
     ),
+    device=device_flag("Where to compute the fine-tuning; the rest is computed on the CPU."),
     max_drop=typer.Option(
         "--max-drop", help="Points of accuracy that may be lost: the costliest layers stay in float until it holds."
     ),

@@ -6,6 +6,7 @@ import typer
 
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
+from slimkit.cli.options import device_flag
 from slimkit.cli.output import Output, table
 from slimkit.core.options import ScoreOptions
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     baseline_size=typer.Option("--baseline-size", help="Size of the baseline's weights in MB, in place of measuring."),
     baseline_latency=typer.Option("--baseline-latency", help="Latency of the baseline in ms, in place of measuring."),
     baseline_accuracy=typer.Option("--baseline-accuracy", help="Accuracy of the baseline in %, in place of measuring."),
+    device=device_flag("Where to compute the accuracy; an int8 model's on the CPU, unless another is named."),
     min_accuracy=typer.Option(
         "--min-accuracy", help="Below this accuracy in % a model is degenerate. Without it: 95 % of the baseline's."
     ),

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from slimkit.core.baseline import open_baseline
 from slimkit.core.data import ImageSet, evaluation_input
-from slimkit.core.device import use_threads
 from slimkit.core.environment import describe_environment
 from slimkit.core.export import export_onnx, random_images
-from slimkit.core.files import require_absent, write_atomically
+from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, read_architecture, read_folder, weights_name
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import is_folder, materialize, open_model_and_data
 from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import Progress, silent
+from slimkit.core.run import checked
 
 CHECKED_INPUTS = 64
 
@@ -79,15 +79,13 @@ class BenchmarkReport:
         }
 
 
+@checked
 def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> BenchmarkReport:
     """Time the model, its baseline where there is one and its ONNX export; write the report to `options.output`.
 
     The logits are compared on held-out images of `options.data`; without data, on random images. Raises FolderError
     where the output exists, ModelError when one of them can't be run, and what reading the model and the data raises.
     """
-    require_absent(options.output, options.force)
-    use_threads(options.threads)
-    torch.manual_seed(options.seed)  # for a named model without weights
     classifier, data = _open(options, progress)
     baseline = open_baseline(options.baseline, classifier)
     with ExitStack() as stack:

@@ -1,7 +1,12 @@
-"""Where and with how many threads torch computes."""
+"""Where and with how many threads torch computes, and what it draws its random numbers from."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 
 from slimkit.core.errors import UsageError
@@ -18,10 +23,25 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device(device)
 
 
-def use_threads(threads: int | None) -> None:
-    """Let torch compute with `threads` threads in this process; None leaves its choice. Raises UsageError."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise UsageError(f"--threads {threads} is no number of threads.", "Give 1 or more.")
-    torch.set_num_threads(threads)
+@contextmanager
+def computing(threads: int | None = None, seed: int | None = None) -> Iterator[None]:
+    """Compute with so many threads, and random numbers from `seed`, while the block runs.
+
+    None leaves what is there. Afterwards torch's threads, its quantized engine and the random state of torch, numpy and
+    Python are as they were found.
+    """
+    own_threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    states, plain = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(own_threads)
+            torch.backends.quantized.engine = engine
+            np.random.set_state(states)
+            random.setstate(plain)

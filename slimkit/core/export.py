@@ -19,13 +19,14 @@ from torch.nn import functional
 
 from slimkit.core.data import CalibrationBatches, ImageSet
 from slimkit.core.errors import MissedError, ModelError
-from slimkit.core.files import require_absent, write_atomically
+from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, read_folder
 from slimkit.core.models.resolve import is_folder, open_data_for, open_model_and_data, recorded_data
 from slimkit.core.options import ExportOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.quantization.onnx_graph import OPSET, build_onnx
 from slimkit.core.quantization.rounded import read_rounded
+from slimkit.core.run import checked
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
 BATCH_SIZES = (1, 2, 7)
@@ -70,9 +71,9 @@ class ExportReport:
         return {**asdict(self), "path": str(self.path)}
 
 
+@checked
 def run_export(options: ExportOptions, progress: Progress = silent) -> ExportReport:
     """Write the model of `options` as ONNX. Raises MissedError, and writes nothing, where its logits disagree."""
-    require_absent(options.output, options.force)
     if is_folder(options.model):
         classifier, data = read_folder(Path(options.model)), None
         if options.data or recorded_data(classifier.architecture):

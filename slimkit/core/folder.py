@@ -17,7 +17,7 @@ from torch import nn
 import slimkit
 from slimkit.core.architecture import Architecture
 from slimkit.core.errors import FolderError
-from slimkit.core.files import require_absent, staged_folder
+from slimkit.core.files import recover_folder, require_folder, staged_folder
 from slimkit.core.readme import render_readme
 from slimkit.standalone import model_loader
 
@@ -25,6 +25,7 @@ ARCHITECTURE = "trained_pruned_architecture.json"
 METADATA = "model_metadata.json"
 METADATA_ALIAS = "metadata.json"  # the name that some panels read
 CODE = ("model.py", "model_loader.py")
+LEFT_BY_OTHERS = ("__pycache__", ".DS_Store")  # what running or looking at a model folder leaves in it
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,40 @@ def write_folder(
     `figures` are the measured figures for metadata and README. Raises FolderError where `path` holds anything, unless
     `force` is given and what it holds is a model folder.
     """
-    require_absent(path, force)
-    if path.exists() and any(path.iterdir()) and not (path / METADATA).exists():
-        raise FolderError(f"{path} is not a model folder, so it is not replaced.", "Give another -o/--output.")
+    require_model_output(path, force)
     with staged_folder(path) as staging:
         _write_files(classifier, staging, figures or {})
     return dataclasses.replace(classifier, folder=path)
 
 
+def require_model_output(path: Path, force: bool) -> None:
+    """Raise FolderError where no model folder can be written to `path`; one that is there is replaced by `force` alone.
+
+    Nothing else is ever replaced: neither another folder, nor a model folder in which other files were put.
+    """
+    require_folder(path, force)
+    present = {file.name for file in path.iterdir()} if path.exists() else set()
+    if not present:
+        return
+    if METADATA not in present:
+        raise FolderError(f"{path} is not a model folder, so it is not replaced.", "Give another -o/--output.")
+    try:
+        ours = {*read_metadata(path)["sha256"], METADATA, METADATA_ALIAS, *LEFT_BY_OTHERS}
+    except FolderError as error:
+        raise FolderError(
+            f"{path} is no whole model folder, so it is not replaced: {error}",
+            "Delete it, or give another -o/--output.",
+        ) from None
+    if foreign := sorted(present - ours):
+        raise FolderError(
+            f"{path} holds {foreign[0]}, which is no part of the model, so the folder is not replaced.",
+            "Move that file elsewhere, or give another -o/--output.",
+        )
+
+
 def read_folder(path: Path) -> Classifier:
     """Read and verify a model folder. Raises FolderError that names the file, field or layer which is wrong."""
+    recover_folder(path)
     if not path.is_dir():
         raise FolderError(f"There is no folder {path}.", "Check the path, or make the model first (`slimkit train`).")
     architecture = read_architecture(path)

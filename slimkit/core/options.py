@@ -26,7 +26,6 @@ class CommonOptions:
     image_size: int | None = None  # pixels; None: what the model or the data set wants, else 224
     resize: int | None = None  # pixels of the shorter side; None: 256/224 of the image size
     force: bool = False  # replace what is there
-    device: Device = "auto"
     seed: int = 0
     threads: int | None = None  # of this process; None: as torch chooses
 
@@ -53,6 +52,7 @@ class TrainOptions(ModelOptions):
     lr: float | None = None  # peak learning rate; None: the optimizer's usual one
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class PruneOptions(ModelOptions):
     finetune_epochs: int = 0  # after the repair; for --max-drop of every network that is tried
     sensitivity: bool = False  # prune nothing: report what each group would cost and save
     use_sensitivity: Path | None = None  # the JSON of such a report, for the choice of widths
+    device: Device = "auto"  # of the fine-tuning
 
     @property
     def budgets(self) -> list[str]:
@@ -104,6 +105,7 @@ class DistillOptions(ModelOptions):
     weight_decay: float = 0.0
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher's loss; the labels' has 1 - alpha
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,7 @@ class QuantizeOptions(ModelOptions):
     )
     qat_epochs: int = 0  # of fine-tuning through the rounding
     max_drop: float | None = None  # points of accuracy on the held-out images; layers stay in float to keep to it
+    device: Device = "auto"  # of the fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +158,4 @@ class ScoreOptions(ModelOptions):
     min_accuracy: float | None = None  # %; None: 95 % of the baseline's
     runs: int = 100
     output: Path = Path("results.json")
+    device: Device = "auto"  # of the accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -12,29 +13,32 @@ from typing import Any
 
 import yaml
 
+import slimkit
+from slimkit.core.checks import check_options
 from slimkit.core.errors import FolderError, UsageError
-from slimkit.core.files import write_atomically
-from slimkit.core.folder import read_architecture, read_metadata, sha256_of
-from slimkit.core.models.resolve import is_folder
+from slimkit.core.files import WRITTEN_HERE, write_atomically
+from slimkit.core.folder import LEFT_BY_OTHERS, METADATA, read_architecture, sha256_of
 from slimkit.core.options import (
     CommonOptions,
     DistillOptions,
-    ModelOptions,
     PruneOptions,
     QuantizeOptions,
     ScoreOptions,
     TrainOptions,
 )
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.stage import check_budget
+from slimkit.core.run import check_inputs, check_outputs
 from slimkit.core.scoring import run_score
 from slimkit.core.stages import run_distill, run_prune, run_quantize, run_train
-from slimkit.core.typed import FieldError, parse_dataclass, reject_unknown
+from slimkit.core.typed import FieldError, parse_options, reject_unknown
 
 log = logging.getLogger("slimkit")
 
 RECIPE_FILE = Path("runs/recipe.yaml")
 STATE_FILE = Path("runs/recipe.state.json")
+HEADER = f"{WRITTEN_HERE}{slimkit.__version__}. Again: slimkit compress -c, with this file\n"
+
+Stage = TrainOptions | PruneOptions | DistillOptions | QuantizeOptions | ScoreOptions  # the options of one
 
 _RUN: dict[str, Callable[..., Any]] = {
     "train": run_train,
@@ -43,7 +47,7 @@ _RUN: dict[str, Callable[..., Any]] = {
     "quantize": run_quantize,
     "score": run_score,
 }
-_SECTIONS: dict[str, type[ModelOptions]] = {
+_SECTIONS: dict[str, type[Stage]] = {
     "train": TrainOptions,
     "prune": PruneOptions,
     "distill": DistillOptions,
@@ -53,19 +57,25 @@ _SECTIONS: dict[str, type[ModelOptions]] = {
 # a quarter of the usual images: the distillation that follows repairs far more than they would
 _IN_A_CHAIN: dict[str, dict[str, Any]] = {"prune": {"reconstruction_images": 1024}}
 _STARTING = ("model", "weights", "pretrained")  # what the chain starts from
-_SHARED = tuple(f.name for f in dataclasses.fields(CommonOptions) if f.name != "force")
+_SHARED = (*(f.name for f in dataclasses.fields(CommonOptions) if f.name != "force"), "device")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of every stage, resolved, in a folder that all of them read from and write to."""
+    """The options of every stage, resolved: paths are as seen from the working folder."""
 
-    root: Path
-    stages: Mapping[str, ModelOptions]
+    root: Path  # where outputs are written that the recipe does not place itself
+    stages: Mapping[str, Stage]
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `resolve_recipe` takes again."""
-        return yaml.safe_dump({name: _plain(o) for name, o in self.stages.items()}, sort_keys=False)
+        stages: dict[str, Any] = {"output": str(self.root)}
+        before = None
+        for name, options in self.stages.items():
+            usual = _places(name, self.root, before)
+            stages[name] = {key: value for key, value in _plain(options).items() if usual.get(key) != value}
+            before = options
+        return HEADER + yaml.safe_dump(stages, sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
@@ -77,105 +87,187 @@ class CompressReport:
     results: dict[str, Any]  # as in results.json
 
 
-def resolve_recipe(settings: Mapping[str, Any], root: Path, source: str = "the recipe") -> Recipe:
+def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source: str = "the recipe") -> Recipe:
     """The options of every stage, from settings that hold shared options and a section per stage.
 
-    Paths of models and outputs are under `root`. Raises UsageError that names an unknown or wrong option.
+    Each stage reads what the one before it writes, and writes into `root` (None: the `output` of the settings, else the
+    working folder), unless its section says otherwise. All paths are as seen from the working folder.
+    Raises UsageError that names an unknown or wrong option.
     """
     try:
-        reject_unknown(settings, [*_SECTIONS, *_STARTING, *_SHARED], source)
-        shared = {key: value for key, value in settings.items() if key in _SHARED}
-        starting = {key: value for key, value in settings.items() if key in _STARTING}
-        stages = {}
+        reject_unknown(settings, [*_SECTIONS, *_STARTING, *_SHARED, "output"], source)
+        root = parse_options(_Root, {"output": settings.get("output", "")}, source).output if root is None else root
+        stages: dict[str, Stage] = {}
         for name, cls in _SECTIONS.items():
-            section = settings.get(name) or {}
-            if not isinstance(section, Mapping):
-                raise FieldError(f"{source}: {name} should be a mapping of options")
-            values = {**_IN_A_CHAIN.get(name, {}), **shared, **(starting if name == "train" else {}), **section}
-            stages[name] = _under(root, parse_dataclass(cls, values, f"{source}: {name}"), first=name == "train")
+            before = list(stages.values())[-1] if stages else None
+            values = _places(name, root, before) | _section(name, settings, source)
+            stages[name] = parse_options(cls, values, f"{source}: {name}")
     except FieldError as error:
         raise UsageError(f"{error}.", "Correct it there; `slimkit compress -h` lists the options.") from None
+    for name, options in stages.items():
+        check_options(options, f"{source}: {name}")
     assert isinstance(stages["prune"], PruneOptions)  # the section called prune
-    check_budget(stages["prune"])  # before hours of training, not after them
     if stages["prune"].sensitivity:
         raise UsageError(f"{source}: prune: sensitivity is a report, and prunes nothing.", "Leave it out.")
     return Recipe(root, stages | {"train": _without_needless_training(stages["train"])})
 
 
+@dataclass(frozen=True)
+class _Root:
+    output: Path
+
+
+def _section(name: str, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What the settings say of one stage: shared options that it has, then those of its own section."""
+    section = settings.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise FieldError(f"{source}: {name} should be a mapping of options")
+    if "force" in section:
+        raise FieldError(f"{source}: {name}: force is no part of a recipe, but a flag: -f")
+    own = {field.name for field in dataclasses.fields(_SECTIONS[name])}
+    starting = _STARTING if name == "train" else ()
+    shared = {key: value for key, value in settings.items() if key in starting or (key in _SHARED and key in own)}
+    return _IN_A_CHAIN.get(name, {}) | shared | dict(section)
+
+
+def _places(name: str, root: Path, before: Stage | None) -> dict[str, Any]:
+    """The model that a stage reads and the output that it writes, where its section does not say."""
+    output = str(root / _SECTIONS[name].output)
+    return {"output": output} | ({} if before is None else {"model": str(before.output)})
+
+
 def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> CompressReport:
     """Run the stages that are not finished yet, and report before and after.
 
-    A stage is finished when it was run with these very options and its result is unchanged. Raises SlimkitError; the
-    results of the stages before stay.
+    A stage is finished when it was run with these very options and its result is unchanged. Raises FolderError, before
+    any work, where a stage that has to run would replace what the recipe did not make or what was changed since, unless
+    `force` is given. The results of the stages before one that fails stay.
     """
-    state = {} if force else _read_state(recipe.root / STATE_FILE)
-    made_here = set(state)
-    write_atomically(recipe.root / RECIPE_FILE, recipe.to_yaml())
+    state = _read_state(recipe.root / STATE_FILE, force)
+    finished = _finished(recipe, state)
     for name, options in recipe.stages.items():
-        if _is_finished(options, state.get(name)):
-            log.info("%s is finished: %s", name, _output(options))
+        if name not in finished:
+            _check_outputs(options, state.get(name, {}), force)
+    _check_inputs(recipe)
+    _write_recipe(recipe, state, force)
+    for name, options in recipe.stages.items():
+        if name in finished:
+            log.info("%s is finished: %s", name, options.output)
             continue
-        _RUN[name](dataclasses.replace(options, force=force or name in made_here), progress)
-        # what was made from an older result of this stage is out of date
-        state = {before: state[before] for before in _names_before(name)} | {name: _entry(options)}
-        write_atomically(recipe.root / STATE_FILE, json.dumps(state, indent=2) + "\n")
+        _mark_outdated(state, name)
+        replaceable = force or _is_unchanged(options, state.get(name, {}))
+        _RUN[name](dataclasses.replace(options, force=replaceable), progress)
+        state[name] = _entry(options)
+        _write_state(recipe, state)
     return _report(recipe)
 
 
-def _names_before(name: str) -> list[str]:
-    names = list(_SECTIONS)
-    return names[: names.index(name)]
+def _finished(recipe: Recipe, state: Mapping[str, Any]) -> list[str]:
+    """The first stages, up to the first that has to run: what was made from an older result of it is out of date."""
+    finished = []
+    for name, options in recipe.stages.items():
+        entry = state.get(name, {})
+        if entry.get("options") != _plain(options) or not _is_unchanged(options, entry):
+            break
+        finished.append(name)
+    return finished
 
 
-def _read_state(file: Path) -> dict[str, Any]:
+def _mark_outdated(state: dict[str, Any], first: str) -> None:
+    """Let no stage from `first` on count as finished; what is known of its output stays, so that it may be replaced."""
+    for name in list(_SECTIONS)[list(_SECTIONS).index(first) :]:
+        if name in state:
+            state[name] = state[name] | {"options": None}
+
+
+def _check_outputs(options: Stage, entry: Mapping[str, Any], force: bool) -> None:
+    """Raise FolderError where a stage's output is to be replaced and is not what this recipe left there."""
+    output = options.output
+    if entry and not force and output.exists() and not _is_unchanged(options, entry):
+        raise FolderError(
+            f"{output} was changed since this recipe made it, and has to be made anew.",
+            "Give -f/--force to start over, or -o/--output to write elsewhere.",
+        )
+    check_outputs(dataclasses.replace(options, force=force or bool(entry)))
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    """Raise for what a stage names and isn't there, unless an earlier stage makes it."""
+    made = [options.output for options in recipe.stages.values()]
+    for options in recipe.stages.values():
+        models = {name: getattr(options, name, None) for name in ("teacher", "baseline")}
+        own: dict[str, Any] = {name: None for name, model in models.items() if model and Path(model) in made}
+        check_inputs(dataclasses.replace(options, **own))
+
+
+def _write_recipe(recipe: Recipe, state: dict[str, Any], force: bool) -> None:
+    """Leave the resolved recipe beside the results. Raises FolderError where a file is there that isn't its own."""
+    file, text = recipe.root / RECIPE_FILE, recipe.to_yaml()
+    old = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else text
+    ours = state.get("recipe") == _digest(old) or (force and old.startswith(WRITTEN_HERE))
+    if old != text and not ours:
+        raise FolderError(
+            f"{file} is not the recipe that slimkit left there, so it is not replaced.",
+            "Give that file another name, or give another -o/--output.",
+        )
+    write_atomically(file, text)
+    state["recipe"] = _digest(text)
+    _write_state(recipe, state)
+
+
+def _write_state(recipe: Recipe, state: Mapping[str, Any]) -> None:
+    write_atomically(recipe.root / STATE_FILE, json.dumps(state, indent=2) + "\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_state(file: Path, force: bool) -> dict[str, Any]:
+    """For each stage that was finished once: its options, and the fingerprint of its output.
+
+    With `force` none of them counts as finished.
+    """
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
+        if force:
+            return {}
         raise FolderError(f"{file} is not JSON: {error}.", "Delete it, or start over with -f/--force.") from None
-    return state if isinstance(state, dict) else {}
+    entries = state.items() if isinstance(state, dict) else ()
+    known = {name: entry for name, entry in entries if name == "recipe" or isinstance(entry, dict)}
+    if force:
+        _mark_outdated(known, "train")
+    return known
 
 
-def _entry(options: ModelOptions) -> dict[str, Any]:
-    return {"options": _plain(options), "sha256": _fingerprint(_output(options))}
+def _entry(options: Stage) -> dict[str, Any]:
+    return {"options": _plain(options), "fingerprint": _fingerprint(options.output)}
 
 
-def _is_finished(options: ModelOptions, entry: dict[str, Any] | None) -> bool:
-    if entry is None or entry.get("options") != _plain(options):
-        return False
-    try:
-        return bool(entry.get("sha256") == _fingerprint(_output(options)))
-    except (FolderError, OSError):
-        return False
+def _is_unchanged(options: Stage, entry: Mapping[str, Any]) -> bool:
+    """Whether a stage's output is there as the recipe left it."""
+    output = options.output
+    return output.exists() and entry.get("fingerprint") == _fingerprint(output)
 
 
-def _fingerprint(result: Path) -> str:
-    """The sha256 of a stage's result: of the weights in a model folder, or of the file of scores."""
-    return sha256_of(result / read_metadata(result)["files"]["weights"] if result.is_dir() else result)
+def _fingerprint(result: Path) -> dict[str, str]:
+    """The sha256 of each file of a stage's result: of a model folder, or of the file of scores."""
+    files = sorted(result.iterdir()) if result.is_dir() else [result]
+    return {file.name: sha256_of(file) for file in files if file.is_file() and file.name not in LEFT_BY_OTHERS}
 
 
-def _output(options: ModelOptions) -> Path:
-    output: Path = options.output  # type: ignore[attr-defined]  # the options of every stage have one
-    return output
-
-
-def _under(root: Path, options: ModelOptions, *, first: bool) -> ModelOptions:
-    """`options` with the output, and the model that an earlier stage wrote, in the folder `root`."""
-    values: dict[str, Any] = {"output": root / _output(options)}
-    if not first:
-        values["model"] = str(root / options.model)
-    return dataclasses.replace(options, **values)
-
-
-def _without_needless_training(options: ModelOptions) -> ModelOptions:
+def _without_needless_training(options: Stage) -> Stage:
     """A model that comes with weights is the baseline as it is, unless epochs are asked for."""
     assert isinstance(options, TrainOptions)  # the section called train
-    trained = options.weights is not None or options.pretrained or is_folder(options.model)
+    is_folder = (Path(options.model) / METADATA).is_file()
+    trained = options.weights is not None or options.pretrained or is_folder
     return dataclasses.replace(options, epochs=0) if trained and options.epochs is None else options
 
 
-def _plain(options: ModelOptions) -> dict[str, Any]:
+def _plain(options: Stage) -> dict[str, Any]:
     """The options as plain YAML and JSON values; whether to replace files is no part of a recipe."""
     values = dataclasses.asdict(options)
     del values["force"]
@@ -184,9 +276,9 @@ def _plain(options: ModelOptions) -> dict[str, Any]:
 
 def _report(recipe: Recipe) -> CompressReport:
     """The table of before and after, from the two architectures and the scores."""
-    submission = _output(recipe.stages["quantize"])
-    before, after = read_architecture(_output(recipe.stages["train"])), read_architecture(submission)
-    results = json.loads(_output(recipe.stages["score"]).read_text(encoding="utf-8"))
+    submission = recipe.stages["quantize"].output
+    before, after = read_architecture(recipe.stages["train"].output), read_architecture(submission)
+    results = json.loads(recipe.stages["score"].output.read_text(encoding="utf-8"))
     baseline = results["baseline"]
     rows = (
         ("parameters", before.parameters, after.parameters),

@@ -14,21 +14,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from slimkit.core.baseline import open_baseline
+from slimkit.core.checks import check_options
 from slimkit.core.data import ImageSet, label_map
-from slimkit.core.device import resolve_device, use_threads
+from slimkit.core.device import resolve_device
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
-from slimkit.core.files import require_absent, write_atomically
+from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, weights_name
 from slimkit.core.measure.accuracy import Accuracy, evaluate
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
@@ -36,6 +34,7 @@ from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import materialize, open_model_and_data
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress, silent
+from slimkit.core.run import checked
 
 log = logging.getLogger("slimkit")
 
@@ -132,16 +131,14 @@ class ScoreReport:
         }
 
 
+@checked
 def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport:
     """Measure the model, and what is not given of its baseline, and write the score to `options.output`.
 
     Raises UsageError for a figure that can't be divided by, FolderError where the output exists, and what reading the
     model and the data raises.
     """
-    require_absent(options.output, options.force)
     given = given_figures(options)
-    use_threads(options.threads)
-    torch.manual_seed(options.seed)  # for a named model without weights
     classifier, data = open_model_and_data(options, progress=progress)
     baseline = open_baseline(options.baseline, classifier) if len(given) < len(FIGURES) else None
     measured = _measure(options, classifier, baseline, data, given, progress)
@@ -170,10 +167,8 @@ def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport
 
 def given_figures(options: ScoreOptions) -> dict[str, float]:
     """The baseline's figures that the user gave. Raises UsageError for one that is not a number above 0."""
+    check_options(options)
     values = {name: getattr(options, f"baseline_{name}") for name in FIGURES}
-    for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UsageError(f"--baseline-{name} is {value}.", "Give a number above 0.")
     return {name: value for name, value in values.items() if value is not None}
 
 

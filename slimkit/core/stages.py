@@ -11,28 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.data import ImageSet, label_map
-from slimkit.core.device import use_threads
 from slimkit.core.distillation.stage import distill
-from slimkit.core.errors import ModelError, UsageError
-from slimkit.core.files import require_absent, write_atomically
+from slimkit.core.errors import ModelError
+from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, weights_name, write_folder
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.measure.size import size_breakdown
 from slimkit.core.models.lineage import record_baseline
 from slimkit.core.models.resolve import open_model_and_data
-from slimkit.core.options import CommonOptions, DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
+from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.search import Finetune
 from slimkit.core.pruning.sensitivity import Sensitivity
 from slimkit.core.pruning.sensitivity_plot import draw_sensitivity
 from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
+from slimkit.core.run import checked, output_files
 from slimkit.core.training.loop import fit
 from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.stage import fit_options_of, train, training_detail, with_detail
@@ -57,22 +56,20 @@ class SensitivityResult:
     report: Sensitivity
 
 
+@checked
 def run_train(options: TrainOptions, progress: Progress = silent) -> StageResult:
     """Train a network on the data's training images and write it to `options.output`. Raises SlimkitError."""
-    prepare(options)
-    require_absent(options.output, options.force)
     classifier, data = open_model_and_data(options, width=options.width, progress=progress)
     _require_float(classifier)
     return _write(train(classifier, data, options, progress), classifier, data, options, progress)
 
 
+@checked
 def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult:
     """Cut channels until the budget of `options` is kept, repair the rest and write the result to `options.output`.
 
     Raises MissedError, and writes nothing, where the budget can't be kept or the proof of the cut fails.
     """
-    prepare(options)
-    require_absent(options.output, options.force)
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     pruned = prune_to_budget(classifier, data, options, _finetuner(data, options, progress), progress)
@@ -80,12 +77,10 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     return _write(made, classifier, data, options, progress, notes, pruned.figures)
 
 
+@checked
 def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> SensitivityResult:
     """Report what each group of channels would cost and save, as JSON and as a picture beside `options.output`."""
-    prepare(options)
-    file, picture = (Path(f"{options.output}.sensitivity.{kind}") for kind in ("json", "png"))
-    for path in (file, picture):
-        require_absent(path, options.force)
+    file, picture = output_files(options)
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     report = measure_sensitivity(classifier, data, options, progress)
@@ -96,8 +91,6 @@ def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> Sensi
 
 def _finetuner(data: ImageSet, options: PruneOptions, progress: Progress) -> Finetune | None:
     """What trains a network after its repair: the labels alone, by the loop that `train` uses."""
-    if options.finetune_epochs < 0:
-        raise UsageError(f"--finetune-epochs {options.finetune_epochs} is no number of epochs.", "Give 0 or more.")
     if options.finetune_epochs == 0:
         return None
     as_training = TrainOptions(device=options.device, seed=options.seed, optimizer="adam", weight_decay=0.0)
@@ -114,19 +107,17 @@ def _finetuner(data: ImageSet, options: PruneOptions, progress: Progress) -> Fin
     return finetune
 
 
+@checked
 def run_distill(options: DistillOptions, progress: Progress = silent) -> StageResult:
     """Train a student on the labels and a teacher's logits, and write it to `options.output`."""
-    prepare(options)
-    require_absent(options.output, options.force)
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     return _write(distill(classifier, data, options, progress), classifier, data, options, progress)
 
 
+@checked
 def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> StageResult:
     """Turn every Conv2d and Linear to int8 and write the submission to `options.output`."""
-    prepare(options)
-    require_absent(options.output, options.force)
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     made = quantize_for(classifier, data, options, progress)
@@ -134,12 +125,6 @@ def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> Stage
     weights = options.output / weights_name(result.architecture.model_type)
     sizes = dataclasses.asdict(size_breakdown(made.classifier.module.state_dict(), weights))
     return dataclasses.replace(result, figures=result.figures | {f"{part}_bytes": n for part, n in sizes.items()})
-
-
-def prepare(options: CommonOptions) -> None:
-    """Set this process's threads, and torch's seed for the weights that start at random."""
-    use_threads(options.threads)
-    torch.manual_seed(options.seed)
 
 
 def _require_float(classifier: Classifier) -> None:

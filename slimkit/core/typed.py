@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+TRUTH = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 
 
 class FieldError(ValueError):
@@ -25,6 +27,44 @@ def parse_dataclass(cls: type[T], data: object, source: str) -> T:
     if missing:
         raise FieldError(f"{source} lacks the field {missing[0]!r}")
     return cls(**{key: _parse(hints[key], value, f"{source}: {key}") for key, value in data.items()})
+
+
+def parse_options(cls: type[T], data: Mapping[str, object], source: str) -> T:
+    """As `parse_dataclass`, from what a person wrote: 8 for "8", "1e-3" for 0.001, "yes" for true, one item for a list.
+
+    Raises FieldError.
+    """
+    hints = typing.get_type_hints(cls)
+    reject_unknown(data, hints, source)
+    meant = {key: _as_meant(hints[key], value, f"{source}: {key}") for key, value in data.items()}
+    return parse_dataclass(cls, meant, source)
+
+
+def _as_meant(hint: Any, value: object, source: str) -> object:
+    """`value` as one that the annotation allows, where what was meant is beyond doubt; else as it is."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return None if value is None else _as_meant(next(a for a in args if a is not type(None)), value, source)
+    if value is None:
+        raise FieldError(f"{source} has no value: write one, or leave the line out")
+    if typing.get_origin(hint) is tuple:
+        return [_as_meant(args[0], item, source) for item in (value if isinstance(value, list | tuple) else [value])]
+    if hint in (str, Path) and isinstance(value, bool):
+        raise FieldError(f"{source} should be text, not {value!r}: put it in quotes")
+    if hint in (str, Path) and isinstance(value, int | float):
+        return str(value)
+    if hint is bool and isinstance(value, str):
+        return TRUTH.get(value.lower(), value)
+    return _number(hint, value) if hint in (int, float) and isinstance(value, str | float) else value
+
+
+def _number(kind: type, value: str | float) -> object:
+    """What a text says as an int or a float; 5.0 is an int too, 0.5 is not."""
+    try:
+        number = float(value)
+        return (int(number) if number == int(number) else value) if kind is int else number
+    except (ValueError, OverflowError):
+        return value
 
 
 def reject_unknown(data: typing.Iterable[str], known: typing.Iterable[str], source: str) -> None:

@@ -28,7 +28,6 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
     Raises UsageError for impossible options or where no teacher can be found, ModelError where training diverges.
     """
     fit_options = fit_options_of(options, options.epochs, options.lr, progressive=False)
-    _check(options)
     teacher = open_teacher(classifier, data, options)
     name = str(teacher.folder or teacher.architecture.base["name"])
     log.info("distilling %s into %s for %d epochs", name, options.model, options.epochs)
@@ -65,10 +64,3 @@ def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -
         )
     named = dataclasses.replace(options, model=options.teacher, weights=options.teacher_weights, pretrained=False)
     return open_named(named, data.class_names, data.preprocessing)
-
-
-def _check(options: DistillOptions) -> None:
-    if not 0 < options.temperature < float("inf"):
-        raise UsageError(f"--temperature {options.temperature} is no temperature.", "Give one above 0, such as 4.")
-    if not 0 <= options.alpha <= 1:
-        raise UsageError(f"--alpha {options.alpha} is no share.", "Give 0 (labels alone) to 1 (teacher alone).")

@@ -6,13 +6,12 @@ import dataclasses
 
 import torch
 
+from slimkit.core.checks import check_options
 from slimkit.core.data import Images, ImageSet
-from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
-from slimkit.core.pruning.prune import check_rate
 from slimkit.core.pruning.report import Pruned, join_cuts
 from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Search
 from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
@@ -82,7 +81,7 @@ def measure_sensitivity(
 
 def budget_of(options: PruneOptions, whole: Cost) -> Budget:
     """The one budget that `options` give for a network of the cost `whole`. Raises UsageError."""
-    check_budget(options)
+    check_options(options)
     if options.macs is not None:
         return Budget("macs", absolute("macs", options.macs, whole.macs))
     if options.params is not None:
@@ -90,8 +89,6 @@ def budget_of(options: PruneOptions, whole: Cost) -> Budget:
     if options.latency is not None:
         return Budget("latency", parse_latency(options.latency))
     if options.max_drop is not None:
-        if not 0 <= options.max_drop < 100:
-            raise UsageError(f"--max-drop {options.max_drop:g} is no drop.", "Give points of top-1, such as 1.0.")
         return Budget("max_drop", options.max_drop)
     return Budget("rate", DEFAULT_RATE if options.rate is None else options.rate)
 
@@ -103,24 +100,6 @@ def parts_of(budget: Budget, whole: Cost, steps: int) -> list[Budget]:
     before = float(getattr(whole, budget.kind))
     shares = [(budget.amount / before) ** (step / steps) for step in range(1, steps)]
     return [*(Budget(budget.kind, before * share) for share in shares), budget]
-
-
-def check_budget(options: PruneOptions) -> None:
-    """What can be told before there is a network. Raises UsageError for several budgets, or an impossible one."""
-    if options.steps < 1 or (options.steps > 1 and {"latency", "max_drop"} & {*options.budgets}):
-        raise UsageError(
-            f"--steps {options.steps} can't be done.", "Give 1 or more, with --rate, --macs or --params as the budget."
-        )
-    if len(options.budgets) > 1:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in options.budgets)
-        raise UsageError(f"{flags} are several budgets.", "Give one of them.")
-    if options.use_sensitivity is not None and options.budgets in ([], ["rate"]):
-        raise UsageError(
-            "--use-sensitivity says which groups lose how much, and so does --rate.",
-            "Give --macs, --params, --latency or --max-drop as the budget.",
-        )
-    if options.rate is not None:
-        check_rate(options.rate)
 
 
 def _sample(images: Images, count: int) -> Images:

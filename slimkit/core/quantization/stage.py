@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from slimkit.core.checks import check_options
 from slimkit.core.data import CalibrationBatches, ImageSet, label_map
-from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import QuantizeOptions
@@ -36,7 +36,7 @@ def quantize_for(
 
     Raises UsageError for options that exclude each other, MissedError where `options.max_drop` can't be kept.
     """
-    _check(options)
+    check_options(options)
     said: tuple[str, ...] = ()
     if options.portable is None:
         options = replace(options, portable=cpu_arithmetic().saturates)
@@ -136,14 +136,3 @@ class _Maker:
         classes = label_map(classifier.architecture.class_names, self._data.class_names)
         held_out, preprocessing = self._data.holdout, self._data.preprocessing
         return evaluate(classifier.module, held_out, preprocessing, label_map=classes, progress=self._progress).top1
-
-
-def _check(options: QuantizeOptions) -> None:
-    if options.weight_bits not in (4, 8):
-        raise UsageError(f"--weight-bits {options.weight_bits} can't be stored.", "Give 8 or 4.")
-    if options.qat_epochs < 0:
-        raise UsageError(f"--qat-epochs {options.qat_epochs} is no number of epochs.", "Give 0 or more.")
-    if options.qat_epochs and options.scheme != "static":
-        raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
-    if options.max_drop is not None and not 0 <= options.max_drop <= 100:
-        raise UsageError(f"--max-drop {options.max_drop} is no drop of accuracy.", "Give 0 to 100 points, such as 0.5.")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimkit.core.architecture import Architecture
+from slimkit.core.checks import check_options
 from slimkit.core.data import ImageSet
 from slimkit.core.device import resolve_device
-from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
@@ -47,12 +47,7 @@ def train(classifier: Classifier, data: ImageSet, options: TrainOptions, progres
 
 def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: float, *, progressive: bool) -> FitOptions:
     """Check the options that training and distillation share. Raises UsageError."""
-    if epochs < 0:
-        raise UsageError(f"--epochs {epochs} is no number of epochs.", "Give 0 or more.")
-    if options.batch_size < 2:
-        raise UsageError(f"--batch-size {options.batch_size} is too small for BatchNorm.", "Give 2 or more.")
-    if not 0 < lr < float("inf"):
-        raise UsageError(f"--lr {lr} is no learning rate.", f"Give one above 0, such as {USUAL_RATES['adam']}.")
+    check_options(options)
     return FitOptions(
         epochs=epochs,
         batch_size=options.batch_size,

@@ -1,0 +1,153 @@
+"""What can be told of options before any file is opened: numbers out of range, and options that exclude each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from slimkit.core.errors import UsageError
+from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
+
+MOST_THREADS, MOST_PIXELS = 1024, 8192
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option may have."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    example: str = ""
+    above: bool = False  # `low` itself is not among them
+    below: bool = False  # `high` itself is not among them
+
+    def __contains__(self, value: float) -> bool:
+        high_enough = value > self.low if self.above else value >= self.low
+        return high_enough and (value < self.high if self.below else value <= self.high) and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {f'below {self.high:g}' if self.below else f'at most {self.high:g}'}"
+
+
+EPOCHS, IMAGES, POSITIVE = Range(0, example="5"), Range(1, example="512"), Range(0, above=True)
+SHARE = Range(0, 1, "0.3", above=True, below=True)
+POINTS = Range(0, 100, "1.0", below=True)  # of accuracy that may be lost
+BATCH, RUNS = Range(1, example="8"), Range(1, example="100")
+
+RANGES = {
+    "image_size": Range(1, MOST_PIXELS, "224"),
+    "resize": Range(1, MOST_PIXELS, "256"),
+    "seed": Range(-(2**63), 2**64 - 1, "0", below=True),  # what torch takes
+    "threads": Range(1, MOST_THREADS, "2"),
+    "width": Range(1, 4096, "32"),
+    "epochs": EPOCHS,
+    "train_epochs": EPOCHS,
+    "distill_epochs": EPOCHS,
+    "qat_epochs": EPOCHS,
+    "finetune_epochs": EPOCHS,
+    "batch_size": BATCH,
+    "lr": dataclasses.replace(POSITIVE, example="0.001"),
+    "weight_decay": Range(0, example="0.05"),
+    "label_smoothing": Range(0, 1, "0.1", below=True),
+    "temperature": dataclasses.replace(POSITIVE, example="4"),
+    "alpha": Range(0, 1, "0.9"),
+    "rate": SHARE,
+    "max_rate": dataclasses.replace(SHARE, example="0.9"),
+    "macs": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 75e6"),
+    "params": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 2e6"),
+    "max_drop": POINTS,
+    "steps": Range(1, 1000, "3"),
+    "reconstruction_images": IMAGES,
+    "calibration_images": IMAGES,
+    "weight_bits": Range(4, 8, "8"),
+    "runs": RUNS,
+    "baseline_size": dataclasses.replace(POSITIVE, example="50"),
+    "baseline_latency": dataclasses.replace(POSITIVE, example="10"),
+    "baseline_accuracy": Range(0, 100, "80", above=True),
+    "min_accuracy": Range(0, 100, "75"),
+}
+OF_STAGE = {  # where a stage's option of that name has another range
+    (TrainOptions, "batch_size"): Range(2, example="128"),  # BatchNorm wants two images at least
+    (DistillOptions, "batch_size"): Range(2, example="128"),
+    (QuantizeOptions, "max_drop"): Range(0, 100, "0.5"),
+}
+
+
+def check_options(options: Any, source: str | None = None) -> None:
+    """Raise UsageError for the first of `options` (a dataclass of `core/options.py`) that no run could have.
+
+    source: where a recipe has them, to be named in the error; None: they are flags.
+    """
+    for field in dataclasses.fields(options):
+        _check_number(options, field.name, _flag(field.name, source))
+    if isinstance(options, ModelOptions):
+        _check_shared(options)
+    if isinstance(options, PruneOptions):
+        _check_prune(options)
+    elif isinstance(options, DistillOptions):
+        _check_distill(options)
+    elif isinstance(options, QuantizeOptions):
+        _check_quantize(options)
+
+
+def _flag(name: str, source: str | None) -> str:
+    return f"--{name.replace('_', '-')}" if source is None else f"{source}: {name}"
+
+
+def _check_number(options: Any, name: str, flag: str) -> None:
+    value, allowed = getattr(options, name), OF_STAGE.get((type(options), name), RANGES.get(name))
+    if allowed is None or value is None or value in allowed:
+        return
+    raise UsageError(f"{flag} is {value}, which is not {allowed}.", f"Give {allowed}, such as {allowed.example}.")
+
+
+def _check_shared(options: ModelOptions) -> None:
+    if options.weights is not None and options.pretrained:
+        raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
+    if options.image_size is not None and options.resize is not None and options.resize < options.image_size:
+        raise UsageError(
+            f"An image size of {options.image_size} can't be cut from a shorter side of {options.resize} pixels.",
+            "Give a --resize that is not smaller than --image-size.",
+        )
+
+
+def _check_prune(options: PruneOptions) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in options.budgets]
+    if options.steps > 1 and {"latency", "max_drop"} & {*options.budgets}:
+        raise UsageError(
+            f"--steps {options.steps} can't be done with {given[0]}.", "Give --rate, --macs or --params as the budget."
+        )
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are several budgets.", "Give one of them.")
+    if options.use_sensitivity is not None and options.budgets in ([], ["rate"]):
+        raise UsageError(
+            "--use-sensitivity says which groups lose how much, and so does --rate.",
+            "Give --macs, --params, --latency or --max-drop as the budget.",
+        )
+    if not _is_round_to(options.round_to):
+        raise UsageError(f"--round-to {options.round_to} is no multiple.", "Give auto, none, or a number such as 16.")
+    if options.latency is not None:
+        from slimkit.core.pruning.budgets import parse_latency  # it comes with torch, which takes a second to load
+
+        parse_latency(options.latency)
+
+
+def _is_round_to(text: str) -> bool:
+    return text in ("auto", "none") or (text.isascii() and text.isdecimal() and int(text) > 0)
+
+
+def _check_distill(options: DistillOptions) -> None:
+    if options.teacher is None and options.teacher_weights is not None:
+        raise UsageError("--teacher-weights are of no teacher.", "Name their network with --teacher, as resnet18.")
+
+
+def _check_quantize(options: QuantizeOptions) -> None:
+    if options.weight_bits not in (4, 8):
+        raise UsageError(f"--weight-bits {options.weight_bits} can't be stored.", "Give 8 or 4.")
+    if options.qat_epochs and options.scheme != "static":
+        raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
