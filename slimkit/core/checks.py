@@ -61,7 +61,6 @@ RANGES = {
     "macs": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 75e6"),
     "params": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 2e6"),
     "max_drop": POINTS,
-    "steps": Range(1, 1000, "3"),
     "reconstruction_images": IMAGES,
     "calibration_images": IMAGES,
     "weight_bits": Range(4, 8, "8"),
@@ -118,9 +117,9 @@ def _check_shared(options: ModelOptions) -> None:
 
 def _check_prune(options: PruneOptions) -> None:
     given = [f"--{name.replace('_', '-')}" for name in options.budgets]
-    if options.steps > 1 and {"latency", "max_drop"} & {*options.budgets}:
+    if options.steps not in Range(1, 1000) or (options.steps > 1 and {"latency", "max_drop"} & {*options.budgets}):
         raise UsageError(
-            f"--steps {options.steps} can't be done with {given[0]}.", "Give --rate, --macs or --params as the budget."
+            f"--steps {options.steps} can't be done.", "Give 1 or more, with --rate, --macs or --params as the budget."
         )
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are several budgets.", "Give one of them.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from slimkit.core.run import checked, output_files
 from slimkit.core.training.loop import fit
 from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.stage import fit_options_of, train, training_detail, with_detail
+
+log = logging.getLogger("slimkit")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     pruned = prune_to_budget(classifier, data, options, _finetuner(data, options, progress), progress)
+    if pruned.result.report.shortfall:
+        log.warning(pruned.result.report.shortfall)
     made, notes = pruned.result.classifier, pruned.result.notes
     return _write(made, classifier, data, options, progress, notes, pruned.figures)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+@torch.random.fork_rng(devices=())  # the weights come from the file: whoever loads a model keeps the random state
 def build_model(architecture: dict[str, Any]) -> nn.Module:
     """Build the network that `architecture` (the parsed JSON) describes, in eval mode, its numbers still unset.
 

@@ -31,12 +31,12 @@ STEPS = 64  # in which a group is taken apart
 
 
 def error(
-    module: nn.Module, groups: Sequence[Group], batches: Batches, progress: Progress = silent
+    module: nn.Module, groups: Sequence[Group], batches: Batches, progress: Progress = silent, seed: int = 0
 ) -> tuple[Tensor, ...]:
     """What each channel costs when it is taken out in its turn, after all cheaper ones: float [width] each."""
     readers = [_readers(module, group) for group in groups]
     names = {member.layer for members in readers for member in members}
-    moments = _input_moments({name: _layer(module, name) for name in names}, module, batches, progress)
+    moments = _input_moments({name: _layer(module, name) for name in names}, module, batches, progress, seed)
     scores = []
     with progress("weigh channels", len(groups)) as advance:
         for group, members in zip(groups, readers, strict=True):
@@ -145,12 +145,12 @@ def _is_joint(layer: SolvableLayer) -> bool:
 
 
 def _input_moments(
-    layers: Mapping[str, SolvableLayer], module: nn.Module, batches: Batches, progress: Progress
+    layers: Mapping[str, SolvableLayer], module: nn.Module, batches: Batches, progress: Progress, seed: int
 ) -> dict[str, Tensor]:
     """The covariances [d, d] of each layer's inputs, or where that is no use the variances [g * d]."""
     like = next(module.parameters())
     count = min(BATCHES, len(batches))
-    collectors = {name: _Collector(layer, ROWS / count) for name, layer in layers.items()}
+    collectors = {name: _Collector(layer, ROWS / count, seed) for name, layer in layers.items()}
     with ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(collectors[name]).remove)
@@ -166,8 +166,8 @@ def _input_moments(
 class _Collector:
     """A forward hook that sums up the moments of a layer's inputs."""
 
-    def __init__(self, layer: SolvableLayer, rows_per_batch: float) -> None:
-        self._sampler = Sampler(rows_per_batch)
+    def __init__(self, layer: SolvableLayer, rows_per_batch: float, seed: int) -> None:
+        self._sampler = Sampler(rows_per_batch, seed)
         self._joint = Moments() if _is_joint(layer) else None
         self._sums = torch.zeros(3, 1)  # of ones, inputs and their squares
 

@@ -3,7 +3,9 @@
 Every importance is summed over the whole group: over all layers that make its channels.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimkit.core.data import Batches
+from slimkit.core.data.randomness import uniform
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.progress import Progress, silent
@@ -18,7 +21,7 @@ from slimkit.core.pruning.elimination import error
 from slimkit.core.pruning.groups import Group, Member
 
 ByWeights = Callable[[nn.Module, Group], Tensor]
-ByImages = Callable[[nn.Module, Sequence[Group], Batches, Progress], tuple[Tensor, ...]]
+ByImages = Callable[[nn.Module, Sequence[Group], Batches, Progress, int], tuple[Tensor, ...]]
 
 
 def score_groups(
@@ -27,21 +30,25 @@ def score_groups(
     importance: str,
     batches: Batches | None = None,
     progress: Progress = silent,
+    *,
+    seed: int = 0,
 ) -> tuple[Tensor, ...]:
     """How much each channel of each group matters, by an importance of IMPORTANCES: float [width] each, 0 or more.
 
     batches: normalized images for those that look at more than weights; no labels are needed.
+    seed: of what those draw that draw anything.
     Raises UsageError for an importance that isn't known or wants images where there are none, ModelError where the
     network lacks what it looks at.
     """
-    if importance in _BY_WEIGHTS:
-        scores = (_BY_WEIGHTS[importance](module, group) for group in groups)
+    by_weights = _BY_WEIGHTS | {"random": partial(random, seed=seed)}
+    if importance in by_weights:
+        scores = (by_weights[importance](module, group) for group in groups)
         return tuple(score / score.mean().clamp_min(1e-30) for score in scores)  # layers differ in scale
     if importance not in _BY_IMAGES:
         raise UsageError(f"There is no importance called {importance}.", f"Choose one of {', '.join(IMPORTANCES)}.")
     if batches is None:
         raise UsageError(f"The importance {importance} is measured on images.", "Give data, or choose another: l1.")
-    return _BY_IMAGES[importance](module, groups, batches, progress)
+    return _BY_IMAGES[importance](module, groups, batches, progress, seed)
 
 
 def l1(module: nn.Module, group: Group) -> Tensor:
@@ -73,13 +80,15 @@ def bn_scale(module: nn.Module, group: Group) -> Tensor:
     return _sum(norms, lambda layer: weight_of(module, layer).abs().float().cpu())
 
 
-def random(module: nn.Module, group: Group) -> Tensor:
-    """Numbers of no meaning, the same for the same group: the control that every importance has to beat."""
+def random(module: nn.Module, group: Group, seed: int = 0) -> Tensor:
+    """Numbers of no meaning, the same for the same group and seed: the control that every importance has to beat."""
     names = ",".join(member.layer for member in group.members).encode()
-    return torch.rand(group.width, generator=torch.Generator().manual_seed(sum(names) + group.width))
+    return uniform(torch.arange(group.width), (seed, zlib.crc32(names)), draws=1).flatten()
 
 
-def taylor(module: nn.Module, groups: Sequence[Group], batches: Batches, progress: Progress) -> tuple[Tensor, ...]:
+def taylor(
+    module: nn.Module, groups: Sequence[Group], batches: Batches, progress: Progress, seed: int = 0
+) -> tuple[Tensor, ...]:
     """The squared change of the loss, to first order, when a channel's weights go: the mean over batches.
 
     Molchanov et al. 2019, arXiv:1906.10771. There are no labels, so the loss is that of answers drawn by the network's
@@ -88,7 +97,7 @@ def taylor(module: nn.Module, groups: Sequence[Group], batches: Batches, progres
     names = sorted({maker.layer for group in groups for maker in group.makers(module)})
     weights = {f"{name}.weight": weight_of(module, name).requires_grad_() for name in names}
     totals = [torch.zeros(group.width) for group in groups]
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator().manual_seed(seed)
     with evaluating(module), progress("weigh channels", len(batches)) as advance:
         for images in batches:
             logits = torch.func.functional_call(module, weights, (images.to(weights[f"{names[0]}.weight"]),))

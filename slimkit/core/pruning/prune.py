@@ -53,6 +53,7 @@ def prune(
     round_to: Sequence[int] | None = None,
     batches: Batches | None = None,
     reconstruct: bool = True,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
     """Cut the share `rate` of its channels out of `classifier`; see `prune_module`."""
@@ -67,9 +68,10 @@ def prune(
         max_rate=max_rate,
         round_to=round_to,
         batches=batches,
+        seed=seed,
         progress=progress,
     )
-    return carry_out(classifier, plan, batches=batches, reconstruct=reconstruct, progress=progress)
+    return carry_out(classifier, plan, batches=batches, reconstruct=reconstruct, seed=seed, progress=progress)
 
 
 def prune_module(
@@ -83,6 +85,7 @@ def prune_module(
     round_to: Sequence[int] | None = None,
     batches: Batches | None = None,
     reconstruct: bool = True,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> PrunedModule:
     """Cut the share `rate` of its channels out of a network; `module` itself stays as it is.
@@ -92,6 +95,7 @@ def prune_module(
     scope, max_rate, round_to: how the share is spread over the groups, see `allocation.allocate`.
     batches: normalized images [n, *input_shape] on which the network is repaired, if any.
     reconstruct: whether that repair solves every layer anew (`reconstruct.py`), and not BatchNorm's statistics alone.
+    seed: of everything that is drawn: positions that are sampled, answers for `taylor`, scores for `random`.
 
     Raises UsageError for a rate that can't be used, ModelError for a network that can't be traced or has nothing to
     cut, MissedError where the cut network does not compute what the masked original does.
@@ -107,9 +111,12 @@ def prune_module(
         max_rate=max_rate,
         round_to=round_to,
         batches=batches,
+        seed=seed,
         progress=progress,
     )
-    return carry_out_on_module(module, input_shape, plan, batches=batches, reconstruct=reconstruct, progress=progress)
+    return carry_out_on_module(
+        module, input_shape, plan, batches=batches, reconstruct=reconstruct, seed=seed, progress=progress
+    )
 
 
 def plan_rate(
@@ -123,12 +130,13 @@ def plan_rate(
     max_rate: float = MAX_RATE,
     round_to: Sequence[int] | None = None,
     batches: Batches | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Plan:
     """Choose the share `rate` of the channels; the arguments are those of `prune_module`, and so is what it raises."""
     check_rate(rate)
     importance = importance or ("error" if batches is not None else "l1")
-    scores = score_groups(module, grouping.groups, importance, batches, progress)
+    scores = score_groups(module, grouping.groups, importance, batches, progress, seed=seed)
     chosen = allocate(
         module,
         grouping.groups,
@@ -149,13 +157,14 @@ def carry_out(
     *,
     batches: Batches | None = None,
     reconstruct: bool = True,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> PruneResult:
     """Cut what `plan` says out of a classifier, prove it, repair it, and record it in the architecture."""
     architecture = classifier.architecture
     shape = architecture.input_shape
     pruned = carry_out_on_module(
-        classifier.module, shape, plan, batches=batches, reconstruct=reconstruct, progress=progress
+        classifier.module, shape, plan, batches=batches, reconstruct=reconstruct, seed=seed, progress=progress
     )
     earlier = architecture.pruning_rate
     module = pruned.module.eval()
@@ -178,6 +187,7 @@ def carry_out_on_module(
     *,
     batches: Batches | None = None,
     reconstruct: bool = True,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> PrunedModule:
     """Cut what `plan` says out of a network, prove it and repair it on `batches`; `module` itself stays as it is."""
@@ -188,6 +198,7 @@ def carry_out_on_module(
         input_shape=input_shape,
         batches=batches,
         reconstruct=reconstruct,
+        seed=seed,
         progress=progress,
     )
     before, after = _extents(module, repaired.module, input_shape)
@@ -214,6 +225,7 @@ def cut_and_repair(
     batches: Batches | None = None,
     reconstruct: bool = True,
     only: Container[str] | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Repaired:
     """Cut the channels `chosen[i]` (int64) out of group i, prove it on random input, and repair the rest on `batches`.
@@ -227,7 +239,7 @@ def cut_and_repair(
     solved = recalibrated = 0
     if batches is not None:
         if reconstruct:
-            solved = reconstruct_layers(module, cut, cuts, batches, only=only, progress=progress)
+            solved = reconstruct_layers(module, cut, cuts, batches, only=only, seed=seed, progress=progress)
         recalibrated = recalibrate(cut, batches, keep_answers=reconstruct, progress=progress)
     return Repaired(cut, difference, solved, recalibrated)
 

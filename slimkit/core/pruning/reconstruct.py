@@ -45,12 +45,13 @@ def reconstruct(
     batches: Batches,
     *,
     only: Container[str] | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> int:
     """Solve every convolution and linear layer of `cut` anew, in place; gives the number of images that were used.
 
     cut: what `cut_layers(original, cuts)` gave. batches: normalized images [n, channels, height, width].
-    only: the names of the layers to be solved, where it is not all of them.
+    only: the names of the layers to be solved, where it is not all of them. seed: of the positions that are sampled.
     A layer that is called more than once keeps its weights. A BatchNorm that follows no layer that is solved gets the
     means and variances of its inputs changed as they changed by the cut. Memory is bounded whatever the layer
     (`flow.MEMORY_LIMIT`, `least_squares.MAX_UNKNOWNS`): what doesn't fit is solved on fewer images.
@@ -72,7 +73,7 @@ def reconstruct(
                 flow.step_original(position)
                 if name in layers and calls[name] == 1:
                     tail = tail_of(flow.original.nodes[position], cut, norms)
-                    problem = _Problem(flow, position, layers[name], _kept_outputs(original, name, cuts), tail)
+                    problem = _Problem(flow, position, layers[name], _kept_outputs(original, name, cuts), tail, seed)
                     _store(layers[name], tail.norm, *problem.solve())
                     solved.add(tail.norm)
                     advance(1)
@@ -107,8 +108,8 @@ def _follow(flow: Flow, position: int, norm: _BatchNorm, kept: Tensor) -> None:
 class _Problem:
     """One layer to be solved: the one at node `position`, with the channels `kept` (int64) of the original's."""
 
-    def __init__(self, flow: Flow, position: int, layer: SolvableLayer, kept: Tensor, tail: Tail) -> None:
-        self._flow, self._layer, self._kept = flow, layer, kept
+    def __init__(self, flow: Flow, position: int, layer: SolvableLayer, kept: Tensor, tail: Tail, seed: int) -> None:
+        self._seed, self._flow, self._layer, self._kept = seed, flow, layer, kept
         self._node, self._source = flow.original.nodes[position], flow.changed.nodes[position].all_input_nodes[0]
         self._other = _known_summand(flow, tail, self._node)
         self._matrix = weight_matrix(layer)
@@ -135,7 +136,7 @@ class _Problem:
 
     def _rows(self) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
         """Of each batch: inputs, the original's outputs, and the other summand in both networks, if it is known."""
-        sampler = Sampler(ROWS / len(self._flow.held))
+        sampler = Sampler(ROWS / len(self._flow.held), self._seed)
         for batch in self._flow.held:
             outputs = self._of_kept(batch.original[self._node])
             positions = sampler.positions(self._layer, outputs)

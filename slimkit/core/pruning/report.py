@@ -48,6 +48,16 @@ class PruneReport:
         return 1 - sum(group.width for group in self.groups) / sum(group.width_before for group in self.groups)
 
     @property
+    def shortfall(self) -> str | None:
+        """What to warn of where much less went than was asked for."""
+        if self.reached >= self.asked / 2:
+            return None
+        return (
+            f"Only {self.reached:.1%} of the channels went, less than half of the {self.asked:.1%} asked for: "
+            "widths are rounded, and each group keeps what it must."
+        )
+
+    @property
     def repair(self) -> str:
         """What was done about the error of the cut, as a sentence."""
         if self.reconstructed_images:
@@ -79,6 +89,7 @@ class PruneResult:
             f"Proof: the logits differ by {self.report.difference:.1e} (relative) from the original with the same "
             "channels masked.",
             self.report.repair,
+            *((self.report.shortfall,) if self.report.shortfall else ()),
             *(f"{layer} stays whole: {reason}." for layer, reason in self.report.whole.items()),
         )
 

@@ -21,10 +21,10 @@ SolvableLayer = Convolution | nn.Linear
 class Sampler:
     """Draws the output positions of a layer, other ones for each batch."""
 
-    def __init__(self, rows_per_batch: float) -> None:
+    def __init__(self, rows_per_batch: float, seed: int = 0) -> None:
         """rows_per_batch: how many positions are wanted of all images of a batch."""
         self._wanted = rows_per_batch
-        self._draws = torch.Generator().manual_seed(0)
+        self._draws = torch.Generator().manual_seed(seed)
 
     def positions(self, layer: SolvableLayer, outputs: Tensor) -> tuple[Tensor, ...]:
         """For each dimension of space, the coordinates of the positions: int64 [positions]; none for a linear layer."""

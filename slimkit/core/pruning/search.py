@@ -97,7 +97,12 @@ class Search:
         """Of the channels of each group."""
         options = self.options
         return score_groups(
-            self.classifier.module, self.grouping.groups, options.importance, self.batches, self.progress
+            self.classifier.module,
+            self.grouping.groups,
+            options.importance,
+            self.batches,
+            self.progress,
+            seed=options.seed,
         )
 
     @cached_property
@@ -251,7 +256,12 @@ class Search:
         asked = budget.amount if budget.kind == "rate" else lost / sum(self.shapes.full)
         plan = Plan(self.grouping, chosen, asked, step=f"prune ({options.importance}, {budget})")
         result = carry_out(
-            self.classifier, plan, batches=self.batches, reconstruct=options.reconstruct, progress=self.progress
+            self.classifier,
+            plan,
+            batches=self.batches,
+            reconstruct=options.reconstruct,
+            seed=options.seed,
+            progress=self.progress,
         )
         architecture = result.classifier.architecture
         detail = {"stage": "prune", "budget": str(budget), "reached": result.report.reached}

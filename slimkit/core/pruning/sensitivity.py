@@ -77,6 +77,7 @@ def measure_groups(
     input_shape: Sequence[int],
     reconstruct: bool,
     rates: Sequence[float] = RATES,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[GroupSensitivity, ...]:
     """Cut each group alone at each rate, repair it on `batches`, and take the accuracy.
@@ -104,6 +105,7 @@ def measure_groups(
                     batches=batches,
                     reconstruct=reconstruct,
                     only={member.layer for member in group.members if member.side == "inputs"},
+                    seed=seed,
                 )
                 widths = tuple(w - len(c) for w, c in zip(shapes.full, chosen, strict=True))
                 cost = shapes.cost(widths)

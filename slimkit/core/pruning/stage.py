@@ -64,6 +64,7 @@ def measure_sensitivity(
         batches=search.repair_images(SENSITIVITY_REPAIR),
         input_shape=search.input_shape,
         reconstruct=options.reconstruct,
+        seed=options.seed,
         progress=progress,
     )
     return Sensitivity(

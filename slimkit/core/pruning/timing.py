@@ -20,7 +20,7 @@ def time_network(classifier: Classifier, options: PruneOptions, runs: int) -> fl
     options: the target, the batch size and the threads.
     """
     if options.target == "int8":
-        images = torch.rand(2, *classifier.architecture.input_shape)
+        images = torch.rand(2, *classifier.architecture.input_shape, generator=torch.Generator().manual_seed(0))
         weights = _zeros(classifier)
         classifier = quantize(classifier, scheme="static", calibration=[images], weights=weights).classifier
     with materialize(dataclasses.replace(classifier, folder=None)) as folder:

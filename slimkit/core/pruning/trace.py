@@ -250,7 +250,7 @@ class _ChannelTracer(Interpreter):
         if kind == "elementwise":
             return self._combined(operands)
         if kind == "channelwise":
-            result = operation([torch.rand(shapes[0])])
+            result = operation([_numbers(shapes[0])])
             channels = self._merged(operands[0], dim=1)
             return channels.view(1, -1, *[1] * (result.dim() - 2)).expand(result.shape)
         return self._opaque(call, target, args, kwargs)
@@ -280,12 +280,16 @@ class _ChannelTracer(Interpreter):
         reason = f"{self.operation} mixes channels"
         for atoms in _tensors((args, kwargs)):
             self.atoms.freeze(atoms, reason)
-        numbers = tree_map(lambda value: torch.rand(value.shape) if _is_atoms(value) else value, (args, kwargs))
+        numbers = tree_map(lambda value: _numbers(value.shape) if _is_atoms(value) else value, (args, kwargs))
         atom = self.atoms.fresh(1)
         self.atoms.freeze(atom, reason)
         return tree_map(
             lambda value: atom.expand(value.shape) if isinstance(value, Tensor) else value, call(target, *numbers)
         )
+
+
+def _numbers(shape: torch.Size) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _is_atoms(value: object) -> bool:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from slimkit.core.data import ImageSet, augment, epoch_order, label_map
+from slimkit.core.device import computing
 from slimkit.core.errors import ModelError
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import Optimizer
 from slimkit.core.progress import Advance, Progress, silent
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.optimizer import make_optimizer
-from slimkit.core.training.precision import autocast
+from slimkit.core.training.precision import autocast, precision_of
 from slimkit.core.training.schedule import learning_rate, training_size
 
 log = logging.getLogger("slimkit")
@@ -44,6 +45,7 @@ class Epoch:
 
     loss: float  # mean over the training images
     accuracy: float  # top-1 %, on the images held out of the training data
+    precision: str  # that the forward pass was computed in
 
 
 def fit(
@@ -65,12 +67,16 @@ def fit(
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
     for epoch in range(options.epochs):
-        with progress(f"epoch {epoch + 1}/{options.epochs}", len(data.train)) as advance:
+        with (
+            computing(seed=(options.seed * 1_000_003 + epoch) % 2**63),
+            progress(f"epoch {epoch + 1}/{options.epochs}", len(data.train)) as advance,
+        ):
             mean_loss = _train_epoch(module, data, classes, options, loss, optimizer, epoch, advance)
         module.eval()
         held_out = evaluate(module, data.holdout, data.preprocessing, device=str(options.device), label_map=classes)
         accuracy = held_out.top1
-        history.append(Epoch(mean_loss, accuracy))
+        precision = precision_of(options.device, _size(data, options, epoch))
+        history.append(Epoch(mean_loss, accuracy, precision))
         log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", epoch + 1, options.epochs, mean_loss, accuracy)
         if accuracy >= max(e.accuracy for e in history):
             best = copy.deepcopy(module.state_dict())
@@ -95,8 +101,7 @@ def _train_epoch(
     module.train()
     order = _whole_batches(epoch_order(len(data.train), options.seed, epoch), options.batch_size)
     batches = math.ceil(len(order) / options.batch_size)
-    crop = data.preprocessing.crop
-    size = training_size(epoch, options.epochs, crop) if options.progressive else crop
+    size = _size(data, options, epoch)
     total = 0.0
     for i, (pixels, labels, indices) in enumerate(data.train.batches(order, options.batch_size)):
         inputs = augment(
@@ -109,6 +114,12 @@ def _train_epoch(
         total += value * len(labels)
         advance(len(labels))
     return total / len(order)
+
+
+def _size(data: ImageSet, options: FitOptions, epoch: int) -> int:
+    """The pixels of the images of an epoch."""
+    crop = data.preprocessing.crop
+    return training_size(epoch, options.epochs, crop) if options.progressive else crop
 
 
 def _step(

@@ -73,6 +73,7 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, history: tu
         "weight_decay": options.weight_decay,
         "seed": options.seed,
         "teacher": None,
+        "precision": [epoch.precision for epoch in history],
         "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in history],
     }
 
