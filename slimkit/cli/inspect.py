@@ -59,6 +59,8 @@ def layers_table(architecture: "Architecture") -> "Table":
     """A row for each layer, widths as before→after pruning, and the sums. Made to fit 80 columns for a ResNet18."""
     layers = architecture.layers
     rows = [(each.name, _type(each), _width(each), each.macs, each.bytes, _dtype(each)) for each in layers]
+    if others := architecture.macs - sum(layer.macs for layer in layers):
+        rows.append(("(none)", "products of no layer", "", others, 0, "float32"))
     total = ("total", "", "", architecture.macs, sum(layer.bytes for layer in layers), "")
     return table(None, COLUMNS, [*rows, total], total=True)
 

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from slimkit.core.options import CommonOptions
     from slimkit.core.stages import StageResult
 
-LABELS = {"macs": "MACs", "size_mb": "size (MB)", "accuracy": "accuracy (%)", "top5": "top-5 accuracy (%)"}
+LABELS = {
+    "macs": "MACs",
+    "macs_not_counted": "not among the MACs",
+    "size_mb": "size (MB)",
+    "accuracy": "accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+}
 
 
 def show_stage(command: str, options: "CommonOptions", result: "StageResult", output: Output) -> None:

@@ -56,10 +56,19 @@ class Layer:
     def parameters(self) -> int:
         """Weights and biases."""
         bias = (self.out_channels or 0) if self.bias else 0
-        if not self.macs:
-            return 2 * bias if self.type == "BatchNorm2d" else 0
+        if self.type == "BatchNorm2d":
+            return 2 * bias
         kernel = math.prod(self.kernel_size or (1,))
         return (self.in_channels or 0) // (self.groups or 1) * (self.out_channels or 0) * kernel + bias
+
+
+@dataclass(frozen=True)
+class Count:
+    """How large a network is in all, with what no layer of the list holds: attention's products, tokens, embeddings."""
+
+    parameters: int  # numbers in its weights and biases, each tensor once
+    macs: int  # multiply-adds for one image
+    not_counted: tuple[str, ...] = ()  # the operations that compute, and are no multiply-adds
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Architecture:
     pruning_rate: PruningRate = PruningRate()
     compression_steps: tuple[str, ...] = ()
     training_details: tuple[dict[str, Any], ...] = ()  # one entry per stage
+    count: Count | None = None  # None: no more than the layers say
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -117,12 +127,12 @@ class Architecture:
     @property
     def macs(self) -> int:
         """Multiply-adds for one image."""
-        return sum(layer.macs for layer in self.layers)
+        return self.count.macs if self.count else sum(layer.macs for layer in self.layers)
 
     @property
     def parameters(self) -> int:
-        """Weights and biases of all layers, BatchNorm's scale and shift included where it is not folded."""
-        return sum(layer.parameters for layer in self.layers)
+        """Numbers in all weights and biases, BatchNorm's scale and shift included where it is not folded."""
+        return self.count.parameters if self.count else sum(layer.parameters for layer in self.layers)
 
     @property
     def is_quantized(self) -> bool:

@@ -166,9 +166,11 @@ def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict
         label_map=label_map(classifier.architecture.class_names, data.class_names),
         progress=progress,
     )
+    count = classifier.architecture.count
     return {
         "parameters": classifier.architecture.parameters,
         "macs": classifier.architecture.macs,
+        "macs_not_counted": ", ".join(count.not_counted) if count else "",
         "accuracy": accuracy.top1,
         "accuracy_images": accuracy.images,
         "accuracy_split": f"held out of {data.name}'s training images",

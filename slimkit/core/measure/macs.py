@@ -1,8 +1,11 @@
 """Counting multiply-adds.
 
-One MAC is one multiplication with its addition. Convolutions and linear layers are counted; biases, normalization,
-activations and pooling are not.
+One MAC is one multiplication with its addition. `count_macs` counts the layers that can be cut or quantized, which are
+convolutions and linear layers. `count_network` counts every matrix product and convolution, those of attention too, and
+names whatever else computes: biases, normalization, activations and pooling are no multiply-adds.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +15,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from slimkit.core.architecture import Count
 from slimkit.core.errors import ModelError, first_line
 from slimkit.core.measure.modes import evaluating
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+MOVES = {  # operations that compute nothing
+    "arange",
+    "as_strided",
+    "as_strided_",
+    "cat",
+    "clone",
+    "constant_pad_nd",
+    "copy",
+    "copy_",
+    "detach",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "eye",
+    "fill",
+    "fill_",
+    "flip",
+    "full",
+    "full_like",
+    "gather",
+    "index",
+    "index_select",
+    "lift_fresh",
+    "new_empty",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "ones",
+    "ones_like",
+    "pixel_shuffle",
+    "repeat",
+    "roll",
+    "scalar_tensor",
+    "stack",
+    "unsafe_view",
+    "unsafe_split",
+    "zero_",
+    "zeros",
+    "zeros_like",
+    "to_copy",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +89,46 @@ def layer_costs(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Laye
         return _costs_of_pass(module, lambda: _pass_without_numbers(module, input_shape))
     except Exception:  # whatever the network's own code raises where it asks for what isn't there
         return _costs_of_pass(module, lambda: _pass_with_numbers(module, input_shape))
+
+
+def count_network(module: nn.Module, input_shape: Sequence[int]) -> Count:
+    """Parameters by their tensors, each once, and the MACs of all operations for one image of `input_shape`.
+
+    Raises ModelError where the network does not take such an image.
+    """
+    try:
+        counter = _count_pass(module, lambda: _pass_without_numbers(module, input_shape))
+    except Exception:  # as above
+        counter = _count_pass(module, lambda: _pass_with_numbers(module, input_shape))
+    norms = {"batch_norm"} if any(isinstance(part, _BatchNorm) for part in module.modules()) else set()
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Count(parameters, counter.macs, tuple(sorted(counter.not_counted | norms)))
+
+
+def _count_pass(module: nn.Module, run: Callable[[], Any]) -> _OperationCounter:
+    counter = _OperationCounter()
+    with evaluating(module), torch.no_grad(), counter:
+        run()
+    return counter
+
+
+class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Counts the operations that run below it, by torch's own formulas (`torch.utils.flop_counter`)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.macs = 0
+        self.not_counted: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.macs += formula(*args, **(kwargs or {}), out_val=result) // 2
+        elif not func.is_view:
+            name = str(func.overloadpacket).partition(".")[2].strip("_").removeprefix("native_").removeprefix("safe_")
+            self.not_counted |= {name.removesuffix("_with_indices")} - MOVES
+        return result
 
 
 def _pass_without_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:

@@ -18,6 +18,7 @@ from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.errors import FolderError, ModelError, UsageError
 from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
+from slimkit.core.measure.macs import count_network
 from slimkit.core.models.catalog import (
     build_named,
     model_names,
@@ -157,6 +158,7 @@ def _as_classifier(
         output_shape=(len(class_names),),
         preprocessing=preprocessing,
         layers=describe_layers(module, input_shape),
+        count=count_network(module, input_shape),
     )
     rebuilt = build_model(architecture.to_dict())
     rebuilt.load_state_dict(module.state_dict())

@@ -10,7 +10,7 @@ from slimkit.core.architecture import PruningRate
 from slimkit.core.data import Batches
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
-from slimkit.core.measure.macs import count_macs
+from slimkit.core.measure.macs import count_macs, count_network
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.allocation import MAX_RATE, Scope, allocate, channel_macs
@@ -172,6 +172,7 @@ def carry_out(
     made = dataclasses.replace(
         architecture,
         layers=describe_layers(module, shape, widths),
+        count=count_network(module, shape),
         pruning_rate=PruningRate(
             asked=_together(earlier.asked, plan.asked), reached=_together(earlier.reached, pruned.report.reached)
         ),
@@ -271,7 +272,10 @@ def _extents(module: nn.Module, cut: nn.Module, input_shape: Sequence[int]) -> t
     macs = count_macs(module, input_shape)
     # a layer is called as often and gives as many pixels as before, so its MACs go with its weights
     cut_macs = sum(n * _count_weights(cut, name) // _count_weights(module, name) for name, n in macs.items())
-    return _extent(module, sum(macs.values())), _extent(cut, cut_macs)
+    whole, in_layers = count_network(module, input_shape).macs, sum(macs.values())
+    if whole != in_layers:  # products of no layer, as in attention
+        cut_macs = count_network(cut, input_shape).macs
+    return _extent(module, whole), _extent(cut, cut_macs)
 
 
 def _count_weights(module: nn.Module, layer: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from slimkit.core.measure.macs import COUNTED, count_macs
+from slimkit.core.measure.macs import COUNTED, count_macs, count_network
 from slimkit.core.pruning.groups import Group, Place, Side
 from slimkit.core.pruning.trace import CONVOLUTIONS
 
@@ -54,7 +54,7 @@ class Shapes:
         for name in self._macs:
             self.layers[name] = _shape_of(module.get_submodule(name))
         self._whole = Cost(
-            macs=sum(self._macs.values()),
+            macs=count_network(module, input_shape).macs,
             parameters=sum(p.numel() for p in module.parameters()),
             bytes=sum(t.numel() * t.element_size() for t in module.state_dict().values()),
         )

@@ -202,7 +202,14 @@ def _architecture(
         for operation in operations
     )
     steps = (*before.compression_steps, f"quantize ({scheme} int8)")
-    return dataclasses.replace(before, layers=layers, compression_steps=steps)
+    count = before.count and dataclasses.replace(before.count, parameters=_count_parameters(layers, state))
+    return dataclasses.replace(before, layers=layers, compression_steps=steps, count=count)
+
+
+def _count_parameters(layers: tuple[Layer, ...], state: dict[str, Tensor]) -> int:
+    """Weights and biases, and the constants that take part in sums and products."""
+    constants = [state[f"{layer.name}.value"] for layer in layers if layer.type == "Constant"]
+    return sum(layer.parameters for layer in layers) + sum(t.numel() for t in constants if t.is_floating_point())
 
 
 def _layer(
