@@ -71,7 +71,7 @@ def _reject_option_names(context: typer.Context) -> None:
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         if parameter.param_type_name == "option" and isinstance(value, str | Path):
-            reject_option_name(max(parameter.opts, key=len), str(value))
+            reject_option_name(context, parameter.opts, str(value))
 
 
 def _signature(options_type: type, flags: dict[str, Any]) -> inspect.Signature:

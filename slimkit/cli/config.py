@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ def load_defaults(context: typer.Context, options_type: type, file: str | None) 
     """Make what the YAML `file` says the defaults of the running command's flags. Raises UsageError."""
     if file is None or context.resilient_parsing:
         return
-    reject_option_name("--config", file)
+    reject_option_name(context, ["--config", "-c"], file)
     settings = read_settings(Path(file))
     try:
         options: Any = parse_options(options_type, settings, file)
@@ -27,9 +29,15 @@ def load_defaults(context: typer.Context, options_type: type, file: str | None) 
     context.default_map = {key: getattr(options, key) for key in settings}
 
 
-def reject_option_name(flag: str, value: str) -> None:
-    """Raise UsageError for a value that is the name of an option: the flag's own was left out."""
-    if re.match("-[-a-zA-Z]", value):
+def reject_option_name(context: typer.Context, flags: Sequence[str], value: str) -> None:
+    """Raise UsageError for a value that is the name of an option: that of the flag, by its names, was left out."""
+    if not re.match("-[-a-zA-Z]", value):
+        return
+    flag, short = max(flags, key=len), min(flags, key=len)
+    words = context.obj.arguments
+    if any(
+        after == value and (one in flags or re.fullmatch(f"-[a-z]*{short[1:]}", one)) for one, after in pairwise(words)
+    ):
         raise UsageError(
             f"{flag} has no value: {value} comes next, which looks like an option.",
             f"Give {flag} a value; a file of that name is ./{value}.",

@@ -28,6 +28,7 @@ class Output:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         """Read the form from the command line itself, so that even a mistyped flag is told in it."""
+        self.arguments = tuple(arguments)
         self.json = "--json" in arguments
         self.debug = "--debug" in arguments
         self.quiet = any(re.match("--quiet$|-[fh]*q", argument) for argument in arguments)  # -fq and -qo too

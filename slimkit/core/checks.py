@@ -102,7 +102,9 @@ def _check_number(options: Any, name: str, flag: str) -> None:
     value, allowed = getattr(options, name), OF_STAGE.get((type(options), name), RANGES.get(name))
     if allowed is None or value is None or value in allowed:
         return
-    raise UsageError(f"{flag} is {value}, which is not {allowed}.", f"Give {allowed}, such as {allowed.example}.")
+    raise UsageError(
+        f"{flag} is {value}, which is not {allowed}.", f"Give a number that is {allowed}, such as {allowed.example}."
+    )
 
 
 def _check_shared(options: ModelOptions) -> None:

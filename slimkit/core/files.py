@@ -104,11 +104,14 @@ def _require_parent(path: Path) -> None:
         parent = parent.parent
     if not parent.is_dir():
         raise FolderError(f"{path} can't be written: {parent} is no folder.", "Give another -o/--output.")
-    if not os.access(parent, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # what permissions say is not all: a full or a virtual file system
+            pass
+    except OSError as error:
         raise FolderError(
-            f"{path} can't be written: the folder {parent} is not writable.",
+            f"{path} can't be written: the folder {parent} takes no files ({error.strerror}).",
             "Give yourself access, or another -o/--output.",
-        )
+        ) from None
 
 
 def _replace_folder(staging: Path, path: Path) -> None:
