@@ -119,3 +119,15 @@ def test_an_importance_that_is_unknown_or_lacks_images_is_a_usage_error() -> Non
         ranking(module, "l3")
     with pytest.raises(UsageError, match="taylor is measured on images"):
         ranking(module, "taylor")
+
+
+@pytest.mark.parametrize("importance", ["random", "taylor", "error"])
+def test_what_is_drawn_hangs_on_the_seed(importance: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    module(torch.zeros(1, 3, 64, 64))
+    groups = find_groups(module, (3, 64, 64)).groups
+    batches = [torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(index)) for index in range(2)]
+    scores = [torch.cat(score_groups(module, groups, importance, batches, seed=seed)) for seed in (0, 0, 1)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])

@@ -1,9 +1,11 @@
 """Multiply-adds, against counts derived by hand."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from slimkit.core.measure.macs import count_macs, layer_costs
+from slimkit.core.compat import import_torchvision
+from slimkit.core.measure.macs import count_macs, count_network, layer_costs
 from slimkit.standalone.model import SlimResNet18
 
 
@@ -60,3 +62,32 @@ def test_counting_leaves_every_mode_as_it_was() -> None:
     assert module.training
     assert not module[1].training
     assert torch.equal(module[1].running_mean, mean)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "vit_b_16", "swin_t"])
+def test_a_whole_network_has_the_published_size(name: str) -> None:
+    """torchvision publishes both figures with its weights; the attention of two of them is in no layer."""
+    models = import_torchvision().models
+    published = models.get_model_weights(name).DEFAULT.meta
+    with torch.device("meta"):
+        count = count_network(models.get_model(name), (3, 224, 224))
+    assert count.parameters == published["num_params"]
+    assert count.macs / 1e9 == pytest.approx(published["_ops"], abs=1e-3)
+
+
+def test_products_of_no_layer_are_counted_and_the_rest_is_named() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 1, 6))
+            self.mix = nn.Linear(6, 6, bias=False)
+            self.also = self.mix  # one tensor under two names
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([x, self.token.expand(len(x), -1, -1)], 1)  # [n, 5, 6]
+            return ((x @ x.mT).softmax(-1) @ self.mix(x)).mean(1)
+
+    count = count_network(Attending(), (4, 6))
+    assert count.parameters == 6 + 6 * 6
+    assert count.macs == 5 * 5 * 6 + 5 * 6 * 6 + 5 * 5 * 6
+    assert count.not_counted == ("mean", "softmax")

@@ -110,6 +110,13 @@ def test_a_second_cut_adds_to_the_first(classifier: Classifier) -> None:
     assert len(twice.architecture.compression_steps) == 2
 
 
+def test_what_falls_far_short_of_the_rate_is_told(classifier: Classifier) -> None:
+    """Of 8, 16, 32 and 64 channels, those that are no multiples of 32 stay: 32 of 120 go, where 108 were to."""
+    groups = len(find_groups(classifier.module, (3, 32, 32)).groups)
+    told = [prune(classifier, rate=rate, round_to=[step] * groups).notes for rate, step in ((0.9, 32), (0.6, 16))]
+    assert [any("Only 26.7% of the channels" in note for note in notes) for notes in told] == [True, False]
+
+
 def test_a_high_rate_leaves_a_channel_in_every_layer(classifier: Classifier) -> None:
     cut = prune(classifier, rate=0.99).classifier.module
     assert set(widths(cut).values()) == {1}
