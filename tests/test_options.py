@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from slimkit.cli.app import app, main
 from slimkit.cli.config import read_settings, save_resolved
@@ -244,6 +245,13 @@ class TestResolvedConfiguration:
         Path("cut.yaml").write_text(mine + "output: cut\n")
         assert "nowhere" in refuse("prune", "-c", "cut.yaml", code=2)  # that is the next thing to be wrong
         assert Path("cut.yaml").read_text().startswith(mine)
+
+    def test_a_report_has_one_of_its_own(self, refuse: typing.Callable[..., str]) -> None:
+        save_resolved("prune", PruneOptions(model="nowhere", rate=0.3, output=Path("cut")))
+        assert "nowhere" in refuse("prune", "nowhere", "-o", "cut", "--sensitivity", code=2)
+        save_resolved("prune", PruneOptions(output=Path("cut"), sensitivity=True))
+        assert yaml.safe_load(Path("cut.yaml").read_text())["rate"] == 0.3
+        assert yaml.safe_load(Path("cut.sensitivity.yaml").read_text())["sensitivity"] is True
 
     def test_what_slimkit_left_is_replaced_by_force_alone(self, refuse: typing.Callable[..., str]) -> None:
         save_resolved("prune", PruneOptions(model="nowhere", rate=0.3, output=Path("cut")))

@@ -95,7 +95,8 @@ def save_resolved(command: str, options: Any) -> None:
 
 def _resolved_file(options: Any) -> Path:
     output: Path = options.output
-    return output.with_name(f"{output.name}.yaml")
+    report = ".sensitivity" if getattr(options, "sensitivity", False) else ""
+    return output.with_name(f"{output.name}{report}.yaml")
 
 
 def _says(file: Path, options: Any) -> bool:

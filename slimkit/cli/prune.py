@@ -109,7 +109,9 @@ def prune(options: PruneOptions, output: Output) -> None:
     from slimkit.core.stages import run_prune, run_sensitivity
 
     if options.sensitivity:
-        _show_sensitivity(run_sensitivity(options, output.progress), output)
+        report = run_sensitivity(options, output.progress)
+        save_resolved("prune", options)
+        _show_sensitivity(report, output)
     else:
         result = run_prune(options, output.progress)
         save_resolved("prune", options)

@@ -103,7 +103,10 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source
             values = _places(name, root, before) | _section(name, settings, source)
             stages[name] = parse_options(cls, values, f"{source}: {name}")
     except FieldError as error:
-        raise UsageError(f"{error}.", "Correct it there; `slimkit compress -h` lists the options.") from None
+        raise UsageError(
+            str(error) + "." * (not str(error).endswith("?")),
+            "Correct it there; `slimkit compress -h` lists the options.",
+        ) from None
     for name, options in stages.items():
         check_options(options, f"{source}: {name}")
     assert isinstance(stages["prune"], PruneOptions)  # the section called prune

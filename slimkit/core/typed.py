@@ -72,7 +72,7 @@ def reject_unknown(data: typing.Iterable[str], known: typing.Iterable[str], sour
     names = list(known)
     for key in data:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5 if len(str(key)) < 3 else 0.6)
             raise FieldError(
                 f"{source} has an unknown field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
