@@ -11,6 +11,7 @@ from torch import nn
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.compat import import_torchvision
 from slimkit.core.folder import Classifier, write_folder
+from slimkit.core.models import lineage
 from slimkit.core.models.describe import describe_layers
 from slimkit.standalone.model import SlimResNet18
 
@@ -24,6 +25,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SLIMKIT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of what was made here for each test alone, wherever it runs."""
+    monkeypatch.setattr(lineage, "RECORD", tmp_path / ".slimkit" / "models.json")
 
 
 @pytest.fixture(scope="session")

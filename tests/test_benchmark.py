@@ -14,7 +14,7 @@ from slimkit.core.benchmark import compare_logits, random_images, run_benchmark
 from slimkit.core.errors import FolderError
 from slimkit.core.export import export_onnx
 from slimkit.core.folder import Classifier, write_folder
-from slimkit.core.models.lineage import record_baseline
+from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import BenchmarkOptions
 
 CLASSES = ("ant", "bee", "cat")
@@ -32,8 +32,9 @@ def one_thread() -> Iterator[None]:
 def test_model_is_timed_beside_its_baseline_and_its_export(tmp_path: Path) -> None:
     baseline = write_folder(small_classifier(CLASSES, width=16), tmp_path / "baseline")
     small = small_classifier(CLASSES)
-    architecture = record_baseline(small.architecture, baseline, tmp_path / "small")
+    architecture = record_baseline(small.architecture, baseline)
     write_folder(Classifier(small.module, architecture), tmp_path / "small")
+    remember(tmp_path / "baseline", data=None)
     options = BenchmarkOptions(
         model=str(tmp_path / "small"), runs=2, batch_size=2, output=tmp_path / "out" / "benchmark.json"
     )

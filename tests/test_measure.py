@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,39 +18,39 @@ import onnx
 import pytest
 import scipy.stats
 import torch
+from conftest import small_classifier
 from torch import Tensor, nn
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.errors import DataError, ModelError, UsageError
+from slimkit.core.folder import changed_code, write_folder
 from slimkit.core.measure.accuracy import evaluate
-from slimkit.core.measure.latency import Target, measure_latencies, split_runs, summarize
+from slimkit.core.measure.latency import Target, measure_latencies, round_order, split_runs, summarize
+from slimkit.core.measure.processes import worker_environment
 from slimkit.core.measure.size import size_breakdown, size_mb
 
 ROOT = Path(__file__).resolve().parents[1]
+needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="finds other processes through /proc")
 
-# a model folder that notes who computed what, in which process and with how many threads
-LOADER = """
-import os
-import torch
-
-class Noting(torch.nn.Module):
-    def forward(self, images):
-        with open({log!r}, "a") as log:
-            print({name!r}, os.getpid(), len(images), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], file=log)
-        {body}
-        return images
-
-def load_model(path):
-    print("what a folder prints is no answer")
-    return Noting()
-"""
+# code in a model folder that would win any race, were it run
+STUB = "from pathlib import Path\nPath({log!r}).write_text('run')\n"
 
 
-def make_folder(path: Path, log: Path, body: str = "pass") -> Path:
-    path.mkdir()
-    (path / "trained_pruned_architecture.json").write_text(json.dumps({"input_shape": [3, 4, 4]}))
-    (path / "model_loader.py").write_text(LOADER.format(log=str(log), name=path.name, body=body))
-    return path
+def make_folder(path: Path) -> Path:
+    return write_folder(small_classifier(("ant", "bee")), path).folder or path
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
 
 
 def make_onnx(path: Path, sides: tuple[int | str, int | str] = (4, 4)) -> Path:
@@ -77,21 +78,34 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
 
 
 class TestLatency:
-    def test_folder_and_onnx_are_timed_in_turn_each_in_its_own_process(self, tmp_path: Path) -> None:
-        log = tmp_path / "log"
-        first = make_folder(tmp_path / "first", log, body="__import__('time').sleep(0.002)")
-        second = make_folder(tmp_path / "second", log)
-        targets = [Target(first), Target(second), Target(make_onnx(tmp_path / "relu.onnx"))]
+    def test_folders_and_onnx_are_timed(self, tmp_path: Path) -> None:
+        targets = [Target(make_folder(tmp_path / "first")), Target(make_onnx(tmp_path / "relu.onnx"))]
         latencies = measure_latencies(targets, runs=4, batch_size=3, threads=1, warmup=1)
-        assert [latency.runs for latency in latencies] == [4, 4, 4]
+        assert [(latency.runs, latency.batch_size, latency.threads) for latency in latencies] == [(4, 3, 1)] * 2
         assert all(len(latency.samples) == 4 and min(latency.samples) > 0 for latency in latencies)
-        assert min(latencies[0].samples) >= 2  # it sleeps 2 ms in every run
-        lines = [line.split() for line in log.read_text().splitlines()]
-        # one warm-up run each, then rounds of one run after two that don't count: there, back, there, back
-        rounds = ["first", "second", "second", "first", "first", "second", "second", "first"]
-        assert [line[0] for line in lines] == ["first", "second"] + [name for name in rounds for _ in range(3)]
-        assert len({line[1] for line in lines} | {str(os.getpid())}) == 3
-        assert {tuple(line[2:]) for line in lines} == {("3", "1", "1")}  # batch, torch's threads, OMP_NUM_THREADS
+        assert latencies[0].median > latencies[1].median  # a network takes longer than one ReLU of 48 values
+
+    def test_rounds_go_there_and_back(self) -> None:
+        assert [list(round_order(3, index)) for index in range(3)] == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+
+    def test_code_in_the_folder_is_not_run(self, tmp_path: Path) -> None:
+        folder, log = make_folder(tmp_path / "model"), tmp_path / "log"
+        metadata = json.loads((folder / "model_metadata.json").read_text())
+        for name in ("model.py", "model_loader.py"):
+            (folder / name).write_text(STUB.format(log=str(log)))
+            metadata["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        (folder / "model_metadata.json").write_text(json.dumps(metadata))
+        measure_latencies([Target(folder)], runs=1, threads=1, warmup=1)
+        assert not log.exists()
+        assert changed_code(folder) == ("model.py", "model_loader.py")
+
+    def test_workers_inherit_no_secrets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("API_TOKEN", "secret")
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        environment = worker_environment(3)
+        assert "API_TOKEN" not in environment
+        assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+        assert environment["OMP_NUM_THREADS"] == "3"
 
     def test_statistics(self) -> None:
         rounds = [[1.0, 2.0], [3.0, 9.0], [5.0, 4.0]]
@@ -117,14 +131,23 @@ class TestLatency:
         assert split_runs(runs) == rounds
 
     def test_error_of_the_folder_is_named(self, tmp_path: Path) -> None:
-        folder = make_folder(tmp_path / "model", tmp_path / "log", body="raise ValueError('layer1.0.conv1 is odd')")
-        with pytest.raises(ModelError, match=r"model can't be timed: ValueError: layer1\.0\.conv1 is odd"):
+        folder = make_folder(tmp_path / "model")
+        (folder / "compressed_resnet18.pth").write_bytes(b"damaged")
+        with pytest.raises(ModelError, match=r"model can't be timed: ValueError: .*\.pth was changed or damaged"):
             measure_latencies([Target(folder)], runs=1)
 
+    @needs_proc
     def test_death_without_a_word_is_named(self, tmp_path: Path) -> None:
-        folder = make_folder(tmp_path / "model", tmp_path / "log", body="os._exit(9)")
-        with pytest.raises(ModelError, match="ended with code 9"):
-            measure_latencies([Target(folder)], runs=1)
+        @contextmanager
+        def murderous(description: str, total: int) -> Iterator[Callable[[int], None]]:
+            def advance(units: int) -> None:
+                for child in children(os.getpid()):
+                    os.kill(child, signal.SIGKILL)
+
+            yield advance
+
+        with pytest.raises(ModelError, match="ended with code -9"):
+            measure_latencies([Target(make_onnx(tmp_path / "relu.onnx"))], progress=murderous)
 
     def test_onnx_input_without_a_size_is_an_error(self, tmp_path: Path) -> None:
         file = make_onnx(tmp_path / "free.onnx", sides=("h", "w"))
@@ -140,40 +163,38 @@ class TestLatency:
         with pytest.raises(UsageError, match="is 0"):
             measure_latencies([], **{option: 0})  # type: ignore[arg-type]  # every one of them is an int
 
+    @needs_proc
     def test_interrupt_ends_the_workers(self, tmp_path: Path) -> None:
-        log = tmp_path / "log"
-        folder = make_folder(tmp_path / "model", log)
+        workers: list[int] = []
 
         @contextmanager
         def interrupted(description: str, total: int) -> Iterator[Callable[[int], None]]:
             def advance(units: int) -> None:
+                workers.extend(children(os.getpid()))
                 raise KeyboardInterrupt
 
             yield advance
 
         with pytest.raises(KeyboardInterrupt):
-            measure_latencies([Target(folder)], progress=interrupted)
-        assert not is_alive(int(log.read_text().split()[1]))
+            measure_latencies([Target(make_onnx(tmp_path / "relu.onnx"))], progress=interrupted)
+        assert workers
+        assert not any(is_alive(worker) for worker in workers)
 
-    @pytest.mark.skipif(not Path("/proc").exists(), reason="finds out about other processes through /proc")
+    @needs_proc
     def test_workers_die_with_a_killed_parent(self, tmp_path: Path) -> None:
-        log = tmp_path / "log"
-        folder = make_folder(tmp_path / "model", log, body="__import__('time').sleep(0.05)")
         code = (
             "from pathlib import Path\n"
             "from slimkit.core.measure.latency import Target, measure_latencies\n"
-            f"measure_latencies([Target(Path({str(folder)!r}))], runs=100000)"
+            f"measure_latencies([Target(Path({str(make_onnx(tmp_path / 'relu.onnx'))!r}))], runs=10**9)"
         )
         parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
         try:
-            # 14 runs: the warm-up of 10, and well into the first round, which would last more than 500 s
-            assert wait_until(lambda: log.exists() and log.read_text().count("\n") > 14)
-            worker = int(log.read_text().split()[1])
-            assert is_alive(worker)
+            assert wait_until(lambda: bool(children(parent.pid)))
+            workers = children(parent.pid)
         finally:
             parent.send_signal(signal.SIGKILL)
             parent.wait()
-        assert wait_until(lambda: not is_alive(worker), seconds=10)
+        assert wait_until(lambda: not any(is_alive(worker) for worker in workers), seconds=10)
 
 
 class TestSize:

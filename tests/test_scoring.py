@@ -15,7 +15,7 @@ from PIL import Image
 from slimkit.core.architecture import IMAGENET_MEAN, IMAGENET_STD
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.folder import Classifier, write_folder
-from slimkit.core.models.lineage import record_baseline
+from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import ScoreOptions
 from slimkit.core.scoring import CONTEST_BASELINE, Figures, baseline_figures, given_figures, run_score, score
 
@@ -125,8 +125,9 @@ class TestRunScore:
     def test_baseline_is_measured_from_what_the_model_came_from(self, square_images: Path, tmp_path: Path) -> None:
         baseline = write_folder(small_classifier(NAMES, width=16), tmp_path / "baseline")
         small = small_classifier(NAMES)
-        architecture = record_baseline(small.architecture, baseline, tmp_path / "small")
+        architecture = record_baseline(small.architecture, baseline)
         write_folder(Classifier(small.module, architecture), tmp_path / "small")
+        remember(tmp_path / "baseline", data=None)
         options = ScoreOptions(
             model=str(tmp_path / "small"),
             data=str(square_images),
@@ -144,6 +145,12 @@ class TestRunScore:
         assert results["baseline"]["latency_median"] > 0
         assert results["latency_score"] == pytest.approx(results["baseline"]["latency"] / results["latency"])
         assert results["degenerate"] is False
+
+    def test_a_named_baseline_without_weights_is_refused(self, model_folder: Path, tmp_path: Path) -> None:
+        options = ScoreOptions(model=str(model_folder), baseline="resnet18", output=tmp_path / "results.json")
+        with pytest.raises(UsageError, match="random weights") as error:
+            run_score(options)
+        assert "--baseline-weights" in error.value.mend
 
     def test_nothing_is_overwritten(self, model_folder: Path, tmp_path: Path) -> None:
         output = tmp_path / "results.json"

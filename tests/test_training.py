@@ -89,7 +89,7 @@ def test_distillation_finds_its_teacher_and_records_it(tmp_path: Path, image_fol
         model=str(student), teacher=str(teacher), output=tmp_path / "distill", epochs=8, batch_size=8, lr=0.01
     )
     architecture = run_distill(options).architecture
-    assert architecture.training_details[-1]["teacher"] == str(teacher)
+    assert architecture.training_details[-1]["teacher"] == teacher.name
     assert architecture.training_details[-1]["held_out_accuracy"][-1] == 100.0
     assert read_folder(teacher).module(torch.zeros(1, 3, 32, 32)).isfinite().all()
 

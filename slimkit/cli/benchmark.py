@@ -6,7 +6,7 @@ import typer
 
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
-from slimkit.cli.output import Output, table
+from slimkit.cli.output import Output, foreign_code, table
 from slimkit.core.options import BenchmarkOptions
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def benchmark(options: BenchmarkOptions, output: Output) -> None:
     report = run_benchmark(options, output.progress)
     save_resolved("benchmark", options)
     remarks = [_agreement(report.onnx_check)] if report.onnx_check else []
+    remarks += foreign_code(report.changed_code)
     remarks.append(f"The figures are in {options.output}.")
     output.result(report.to_dict(), path=options.output, human=[timings_table(report), *remarks])
 

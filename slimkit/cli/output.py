@@ -164,6 +164,11 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[obj
     return result
 
 
+def foreign_code(names: Sequence[str]) -> list[str]:
+    """What is to be said of code in a model folder that is not slimkit's own."""
+    return [f"{name} in the folder is not this slimkit's: it was not run, slimkit's own was." for name in names]
+
+
 def text(value: object) -> str:
     """A value as a table shows it: integers in groups of three digits, other numbers to three decimals."""
     if value is None:

@@ -7,7 +7,7 @@ import typer
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
 from slimkit.cli.options import device_flag
-from slimkit.cli.output import Output, table
+from slimkit.cli.output import Output, foreign_code, table
 from slimkit.core.options import ScoreOptions
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 @command(
     ScoreOptions,
     example="slimkit score submission --baseline-size 50 --baseline-latency 10 --baseline-accuracy 80",
+    baseline_weights=typer.Option("--baseline-weights", help="Weights file of a baseline that --baseline names."),
+    baseline_pretrained=typer.Option(
+        "--baseline-pretrained", help="Take the library's ImageNet weights for a baseline that --baseline names."
+    ),
     baseline_size=typer.Option("--baseline-size", help="Size of the baseline's weights in MB, in place of measuring."),
     baseline_latency=typer.Option("--baseline-latency", help="Latency of the baseline in ms, in place of measuring."),
     baseline_accuracy=typer.Option("--baseline-accuracy", help="Accuracy of the baseline in %, in place of measuring."),
@@ -55,5 +59,6 @@ def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
         f"Latency: median {latency.median:.3f} ms, p90 {latency.p90:.3f} ms; {latency.runs} runs at batch 1 on "
         f"{latency.threads} threads. Accuracy: {report.accuracy.images:,} test images of {report.data}; under "
         f"{report.min_accuracy:.2f} % a model is degenerate and ranks below the rest.",
+        *foreign_code(report.changed_code),
         f"The score is in {options.output}.",
     ]

@@ -111,7 +111,7 @@ class Architecture:
         """Parse and check `text`; `source` names the file in errors. Raises FolderError."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FolderError(f"{source} is not JSON: {error}.", "Write the model folder again.") from None
         try:
             architecture = parse_dataclass(Architecture, data, source)

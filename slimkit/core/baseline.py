@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from slimkit.core.folder import Classifier, read_folder
 from slimkit.core.models.lineage import find_baseline
 from slimkit.core.models.resolve import is_folder, open_named
-from slimkit.core.options import ModelOptions
+from slimkit.core.options import BenchmarkOptions, ScoreOptions
 
 
-def open_baseline(named: str | None, classifier: Classifier) -> Classifier | None:
-    """The model argument `named`, else the model that `classifier` was cut from, else None where that is gone.
+def open_baseline(options: ScoreOptions | BenchmarkOptions, classifier: Classifier) -> Classifier | None:
+    """The baseline that `options` name, else the model that `classifier` was cut from, else None where that is gone.
 
-    Raises FolderError or UsageError for a `named` model that can't be opened.
+    Raises FolderError or UsageError for a named model that can't be opened.
     """
+    named = options.baseline
     if named is None:
         folder = find_baseline(classifier)
         return read_folder(folder) if folder else None
     if is_folder(named):
         return read_folder(Path(named))
+    weights = options.baseline_weights if isinstance(options, ScoreOptions) else None
+    pretrained = isinstance(options, ScoreOptions) and options.baseline_pretrained
+    own = dataclasses.replace(options, model=named, weights=weights, pretrained=pretrained)
     architecture = classifier.architecture
-    return open_named(ModelOptions(model=named), architecture.class_names, architecture.preprocessing)
+    return open_named(own, architecture.class_names, architecture.preprocessing)

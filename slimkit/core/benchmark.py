@@ -19,7 +19,7 @@ from slimkit.core.data import ImageSet, evaluation_input
 from slimkit.core.environment import describe_environment
 from slimkit.core.export import export_onnx, random_images
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, read_architecture, read_folder, weights_name
+from slimkit.core.folder import Classifier, changed_code, read_architecture, read_folder, weights_name
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import is_folder, materialize, open_model_and_data
@@ -63,6 +63,7 @@ class BenchmarkReport:
     model: str
     timings: tuple[Timing, ...]
     onnx_check: CrossCheck | None
+    changed_code: tuple[str, ...]  # files in the folder that are not slimkit's own, which alone was run
     environment: dict[str, Any]
 
     def speedup(self, timing: Timing) -> float:
@@ -75,6 +76,7 @@ class BenchmarkReport:
             "model": self.model,
             "timings": [each.to_dict() | {"model_speedup": self.speedup(each)} for each in self.timings],
             "onnx_check": asdict(self.onnx_check) if self.onnx_check else None,
+            "changed_code": list(self.changed_code),
             "environment": self.environment,
         }
 
@@ -87,7 +89,7 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
     where the output exists, ModelError when one of them can't be run, and what reading the model and the data raises.
     """
     classifier, data = _open(options, progress)
-    baseline = open_baseline(options.baseline, classifier)
+    baseline = open_baseline(options, classifier)
     with ExitStack() as stack:
         folder = stack.enter_context(materialize(classifier))
         entries = [("model", options.model, folder)]
@@ -101,7 +103,8 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
             entries.append(("onnx", options.model, file))
             check = compare_logits(classifier, file, data)
         timings = _time(entries, options, progress)
-    report = BenchmarkReport(options.model, timings, check, describe_environment())
+    changed = changed_code(classifier.folder) if classifier.folder else ()
+    report = BenchmarkReport(options.model, timings, check, changed, describe_environment())
     write_atomically(options.output, json.dumps(report.to_dict(), indent=2) + "\n")
     return report
 

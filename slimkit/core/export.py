@@ -21,7 +21,8 @@ from slimkit.core.data import CalibrationBatches, ImageSet
 from slimkit.core.errors import MissedError, ModelError
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, read_folder
-from slimkit.core.models.resolve import is_folder, open_data_for, open_model_and_data, recorded_data
+from slimkit.core.models.lineage import recorded_data
+from slimkit.core.models.resolve import is_folder, open_data_for, open_model_and_data
 from slimkit.core.options import ExportOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.quantization.onnx_graph import OPSET, build_onnx
@@ -76,8 +77,8 @@ def run_export(options: ExportOptions, progress: Progress = silent) -> ExportRep
     """Write the model of `options` as ONNX. Raises MissedError, and writes nothing, where its logits disagree."""
     if is_folder(options.model):
         classifier, data = read_folder(Path(options.model)), None
-        if options.data or recorded_data(classifier.architecture):
-            data = open_data_for(classifier.architecture, options, progress=progress)
+        if options.data or recorded_data(classifier):
+            data = open_data_for(classifier, options, progress=progress)
     else:
         classifier, data = open_model_and_data(options, progress=progress)
     content = to_onnx(classifier)

@@ -112,6 +112,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def changed_code(path: Path) -> tuple[str, ...]:
+    """The files of code in the model folder at `path` that are not those of this slimkit: they were not run."""
+    own = Path(model_loader.__file__).parent
+    return tuple(name for name in CODE if (path / name).is_file() and sha256_of(path / name) != sha256_of(own / name))
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hex."""
     with path.open("rb") as file:

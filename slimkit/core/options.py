@@ -152,6 +152,8 @@ class ScoreOptions(ModelOptions):
 
     model: str = "submission"
     baseline: str | None = None  # None: the model it came from, where that can be found
+    baseline_weights: Path | None = None  # of a baseline that is named
+    baseline_pretrained: bool = False
     baseline_size: float | None = None  # MB
     baseline_latency: float | None = None  # ms
     baseline_accuracy: float | None = None  # %

@@ -13,11 +13,11 @@ from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import require_file
 from slimkit.core.folder import METADATA, read_metadata, require_model_output
 from slimkit.core.models.resolve import is_folder
-from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
+from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, ScoreOptions, TrainOptions
 
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
-FILES = ("weights", "teacher_weights", "use_sensitivity")  # options that name a file to read
+FILES = ("weights", "teacher_weights", "baseline_weights", "use_sensitivity")  # options that name a file to read
 
 
 def checked(run: Run) -> Run:
@@ -67,8 +67,21 @@ def check_inputs(options: ModelOptions) -> None:
             raise UsageError(
                 f"--{name}-weights goes with a named model; {model} has weights of its own.", "Leave it out."
             )
+    if isinstance(options, ScoreOptions):
+        _require_trained_baseline(options)
     if device := getattr(options, "device", None):
         resolve_device(device)
+
+
+def _require_trained_baseline(options: ScoreOptions) -> None:
+    """Raise UsageError for a baseline whose weights would be random: any model scores well against those."""
+    if options.baseline is None or is_folder(options.baseline):
+        return
+    if options.baseline_weights is None and not options.baseline_pretrained:
+        raise UsageError(
+            f"The baseline {options.baseline} would have random weights, and any model scores well against those.",
+            "Give its weights with --baseline-weights FILE or --baseline-pretrained, or name a model folder.",
+        )
 
 
 def _require_no_input(file: Path, options: ModelOptions) -> None:

@@ -27,7 +27,7 @@ from slimkit.core.device import resolve_device
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, weights_name
+from slimkit.core.folder import Classifier, changed_code, weights_name
 from slimkit.core.measure.accuracy import Accuracy, evaluate
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.measure.size import size_mb
@@ -86,6 +86,7 @@ class ScoreReport:
     latency: Latency
     baseline_latency: Latency | None  # where it was measured
     min_accuracy: float  # %
+    changed_code: tuple[str, ...]  # files in the folder that are not slimkit's own, which alone was run
     environment: dict[str, Any]
 
     @property
@@ -116,6 +117,7 @@ class ScoreReport:
             "threads": self.latency.threads,
             "baseline": self._baseline_to_dict(),
             "data": self.data,
+            "changed_code": list(self.changed_code),
             "environment": self.environment,
         }
 
@@ -140,7 +142,7 @@ def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport
     """
     given = given_figures(options)
     classifier, data = open_model_and_data(options, progress=progress)
-    baseline = open_baseline(options.baseline, classifier) if len(given) < len(FIGURES) else None
+    baseline = open_baseline(options, classifier) if len(given) < len(FIGURES) else None
     measured = _measure(options, classifier, baseline, data, given, progress)
     origin = f"measured: {baseline.folder or options.baseline}" if baseline else None
     figures, sources = baseline_figures(given, measured.baseline, origin)
@@ -157,6 +159,7 @@ def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport
         latency=measured.latencies[0],
         baseline_latency=measured.latencies[1] if len(measured.latencies) > 1 else None,
         min_accuracy=minimum,
+        changed_code=changed_code(classifier.folder) if classifier.folder else (),
         environment=describe_environment(),
     )
     if report.degenerate:

@@ -23,7 +23,7 @@ from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, weights_name, write_folder
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.measure.size import size_breakdown
-from slimkit.core.models.lineage import record_baseline
+from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
@@ -152,9 +152,10 @@ def _write(
     """Measure `made` on the held-out images and write it, with the figures that are `known`, as a model folder."""
     architecture = made.architecture
     if not isinstance(options, TrainOptions):
-        architecture = record_baseline(architecture, source, options.output)
+        architecture = record_baseline(architecture, source)
     figures = _figures(made, data, progress) | (known or {})
     written = write_folder(Classifier(made.module, architecture), options.output, force=options.force, figures=figures)
+    remember(options.output, data.source)
     return StageResult(options.output, written.architecture, figures, notes)
 
 

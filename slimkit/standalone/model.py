@@ -24,9 +24,14 @@ from torch.nn import functional
 def build_model(architecture: dict[str, Any]) -> nn.Module:
     """Build the network that `architecture` (the parsed JSON) describes, in eval mode, its numbers still unset.
 
-    It maps normalized float images [n, 3, height, width] to float logits [n, num_classes].
+    It maps normalized float images [n, 3, height, width] to float logits [n, num_classes]. The architecture may be a
+    stranger's: it is data, no code that it names is reached but what stands in CALLS, and sizes are bounded before
+    memory is taken. What it computes is checked by `check_network`.
     Raises ValueError that names the layer where the architecture contradicts itself.
     """
+    check_layers(architecture["layers"])
+    if not _is_integer(architecture["num_classes"], 1, MOST_CLASSES):
+        raise ValueError(f"num_classes is {architecture['num_classes']!r:.60}, not 1 to {MOST_CLASSES}")
     if any(layer.get("inputs") for layer in architecture["layers"]):
         return Int8Network(architecture["layers"]).eval()
     model_type, num_classes = architecture["model_type"], architecture["num_classes"]
@@ -174,6 +179,7 @@ def resize_layers(module: nn.Module, layers: list[dict[str, Any]]) -> None:
     A layer that has to change is replaced by a new one. Raises ValueError where `layers` names one that is not there,
     calls it another type, gives it impossible channels, or leaves one out.
     """
+    check_layers(layers)
     found = {name: layer for name, layer in module.named_modules() if isinstance(layer, SIZED)}
     for entry in layers:
         layer = found.pop(entry.get("name"), None)
@@ -186,10 +192,14 @@ def resize_layers(module: nn.Module, layers: list[dict[str, Any]]) -> None:
 
 
 def _resized(layer: nn.Module, entry: dict[str, Any]) -> nn.Module:
-    """`layer`, or a new one of its kind with the channels of `entry`."""
-    inputs, outputs, groups = (entry.get(key) or 1 for key in ("in_channels", "out_channels", "groups"))
-    if min(inputs, outputs, groups) < 1 or inputs % groups or outputs % groups:
+    """`layer`, or a new one of its kind with the channels of `entry`, which must be like it in all else."""
+    inputs, outputs, groups = entry.get("in_channels"), entry.get("out_channels"), entry.get("groups") or 1
+    if inputs is None or outputs is None or inputs % groups or outputs % groups:
         raise ValueError(f"layer {entry['name']!r} can't have {inputs} -> {outputs} channels in {groups} groups")
+    for key in ("kernel_size", "stride", "padding", "dilation"):
+        own, told = getattr(layer, key, None), entry.get(key)
+        if told is not None and tuple(told) != own:
+            raise ValueError(f"layer {entry['name']!r} has the {key} {own} in this network, not {tuple(told)}")
     if isinstance(layer, nn.Conv2d):
         if (layer.in_channels, layer.out_channels, layer.groups) == (inputs, outputs, groups):
             return layer
@@ -214,16 +224,422 @@ def _resized(layer: nn.Module, entry: dict[str, Any]) -> nn.Module:
 def torchvision_network(name: str, num_classes: int) -> nn.Module:
     """A torchvision classifier with random weights, without the heads that two of them have for training alone.
 
-    Raises ValueError for a name that torchvision does not have.
+    Raises ValueError for a name that torchvision has no classifier of: its other networks download weights unasked.
     """
     try:
-        from torchvision.models import get_model
+        from torchvision import models
     except RuntimeError:  # PyPI's torchvision beside a CPU build of torch lacks its operators; declaring them is enough
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        from torchvision.models import get_model
+        from torchvision import models
+    if name not in models.list_models(module=models):
+        raise ValueError(f"{name!r:.80} is no classifier that torchvision has")
     headless = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    return get_model(name, weights=None, num_classes=num_classes, **headless)  # type: ignore[no-any-return]  # untyped
+    return models.get_model(name, weights=None, num_classes=num_classes, **headless)  # type: ignore[no-any-return]  # untyped
+
+
+# ---- What an architecture may say ----
+
+MOST_LAYERS = 10_000
+MOST_CLASSES = 2**20
+MOST_CHANNELS = 2**24  # of one layer
+MOST_PIXELS = 2**14  # along one side of an image, and so of a kernel or a stride
+MOST_BYTES = 2**33  # of all weights together
+MOST_VALUES = 2**28  # of one layer's output for one image; four times as many at the same time
+MOST_PRODUCTS = 2**43  # multiply-adds, or values of pools and the like, for one image
+CHECKED_IMAGES = 3  # the batch that shapes are checked with: it shows what is true for a batch of 1 or 2 alone
+
+_COUNTS = {"in_channels": MOST_CHANNELS, "out_channels": MOST_CHANNELS, "groups": MOST_CHANNELS}
+_PAIRS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}  # with the least that they can be
+_ARITHMETIC: dict[str, tuple[Any, ...]] = {
+    "scheme": ("static", "dynamic"),
+    "output": ("float32", "uint8 per tensor"),
+    "weight_bits": (4, 8),
+}
+_WORDS = {"activation": ("relu", "relu6"), **_ARITHMETIC}
+
+
+def check_layers(layers: Any) -> None:
+    """Raise ValueError that names the first entry of an architecture's `layers` with a field that can't be.
+
+    Weights may come to MOST_BYTES: this takes no memory for them.
+    """
+    if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MOST_LAYERS:
+        raise ValueError(f"the field 'layers' is no list of 1 to {MOST_LAYERS} layers")
+    for entry in layers:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or len(entry["name"]) > 500:
+            raise ValueError(f"{entry!r:.80} is no layer with a name")
+        for key, value in entry.items():
+            if value is not None and not _is_field(key, value):
+                raise ValueError(f"layer {entry['name']!r} can't be built: its {key} is {value!r:.80}")
+    if (size := declared_bytes(layers)) > MOST_BYTES:
+        raise ValueError(f"the layers have {size / 2**30:.1f} GiB of weights; {MOST_BYTES / 2**30:g} is the most")
+
+
+def declared_bytes(layers: Sequence[dict[str, Any]]) -> int:
+    """The bytes of the weights that `layers` (see `check_layers`) give shapes of; biases and scales are not counted."""
+    return sum(_declared_bytes(entry) for entry in layers)
+
+
+def _declared_bytes(entry: dict[str, Any]) -> int:
+    if entry.get("type") == "Constant":
+        return 4 * math.prod((entry.get("options") or {}).get("shape") or ())
+    inputs, outputs = (entry.get(key) or 1 for key in ("in_channels", "out_channels"))
+    if entry.get("type") == "BatchNorm2d":
+        return 8 * int(outputs)
+    count = outputs * -(-inputs // (entry.get("groups") or 1)) * math.prod(entry.get("kernel_size") or ())
+    if not str(entry.get("type")).startswith("Quantized"):
+        return 4 * int(count)
+    return int(count) // 2 if (entry.get("quantization") or {}).get("weight_bits") == 4 else int(count)
+
+
+def _is_field(key: Any, value: Any) -> bool:
+    """Whether an entry's field can have this value. Fields that nothing is built from are not looked at."""
+    if key in _COUNTS:
+        return _is_integer(value, 1, _COUNTS[key])
+    if key in _PAIRS:
+        return _is_list(value, 2) and len(value) == 2 and all(_is_integer(v, _PAIRS[key], MOST_PIXELS) for v in value)
+    if key == "inputs":
+        return _is_list(value, MOST_LAYERS) and all(isinstance(name, str) for name in value)
+    if key in _WORDS:
+        return type(value) in (str, int) and value in _WORDS[key]
+    if key == "quantization":
+        return isinstance(value, dict) and all(_is_field(k, v) for k, v in value.items() if k in _ARITHMETIC)
+    if key == "options":
+        return isinstance(value, dict) and all(_is_option(k, v) for k, v in value.items())
+    return True
+
+
+def _is_option(key: Any, value: Any) -> bool:
+    """Whether the options of a layer can have this. What a function is called with is checked by CALLS."""
+    if key in ("shape", "input_size"):  # of a constant, of the images that are pooled
+        return _is_list(value, 6) and all(_is_integer(v, 1, MOST_CHANNELS) for v in value)
+    if key == "dimensions":
+        return _is_integer(value, 1, 6)
+    kinds: dict[Any, Any] = {"function": str, "arguments": list | tuple, "keywords": dict}
+    return key in kinds and isinstance(value, kinds[key])
+
+
+def _is_integer(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_list(value: Any, most: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= most
+
+
+def check_network(network: nn.Module, input_shape: Sequence[int], num_classes: int) -> None:
+    """Have a network of `build_model` compute shapes alone, for images of `input_shape`: no memory, and no time.
+
+    Raises ValueError that names the layer which can't compute, or would take too much, or if there are no logits.
+    """
+    sizes: dict[str, int] = {}
+    products, reached = 0, "the first layer"
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            nonlocal reached
+            reached = f"layer {name!r}"
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal products
+            values = output.values if isinstance(output, Codes) else output
+            sizes[name] = values.numel() // CHECKED_IMAGES
+            products += sizes[name] * _products_each(layer)
+            if sizes[name] > MOST_VALUES or products > MOST_PRODUCTS:
+                raise ValueError(f"it has {sizes[name]:,} values for one image, after {products:,} multiply-adds")
+
+        return hook
+
+    leaves = [(name, part) for name, part in network.named_modules() if isinstance(part, Int8Layer) or _is_leaf(part)]
+    hooks = [part.register_forward_pre_hook(enter(name)) for name, part in leaves]
+    hooks += [part.register_forward_hook(leave(name)) for name, part in leaves]
+    state = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    try:
+        with torch.no_grad():
+            images = torch.empty(CHECKED_IMAGES, *input_shape, device="meta")
+            logits = torch.func.functional_call(network, state, (images,))
+    except Exception as error:  # whatever torch has to say of shapes that do not fit
+        raise ValueError(f"{reached} can't compute its output: {str(error).partition(chr(10))[0]}") from error
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if tuple(logits.shape) != (CHECKED_IMAGES, num_classes):
+        raise ValueError(f"it answers {CHECKED_IMAGES} images with {list(logits.shape)}, not {num_classes} logits each")
+    if isinstance(network, Int8Network) and (most := network.most_values(sizes)) > 4 * MOST_VALUES:
+        raise ValueError(f"its layers hold {most:,} values for one image at the same time")
+
+
+def _is_leaf(part: nn.Module) -> bool:
+    return not any(True for _ in part.children()) and type(part).__module__.startswith("torch.nn")
+
+
+def _products_each(layer: nn.Module) -> int:
+    """How many multiply-adds, or values, each value of a layer's output takes."""
+    if isinstance(layer, Function):
+        window = [v for v in _leaves(layer.arguments[1:]) + _leaves(list(layer.keywords.values())) if type(v) is int]
+        return max([1, *(v * v for v in window)]) if "pool" in layer.function.__name__ else 1
+    weight = getattr(layer, "weight", None)
+    shape: Any = getattr(layer, "weight_shape", None) or getattr(weight, "shape", ())
+    return math.prod(shape[1:])
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The values in nested lists."""
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _read_inputs(arguments: Any) -> set[int]:
+    """The inputs that a call's arguments read."""
+    return {leaf["input"] for leaf in _leaves(arguments) if isinstance(leaf, dict) and "input" in leaf}
+
+
+def _check_residuals(steps: Sequence[_Step]) -> None:
+    """Raise ValueError where a convolution's residual is needed after it: the kernels write over its memory."""
+    moving = [step for step in steps if isinstance(step.layer, Rearrange)]  # their output may be their input's memory
+    kept = {"input", *(name for step in moving for name in (step.name, *step.inputs))}
+    kept |= {step.name for step in steps if isinstance(step.layer, Constant)}
+    for step in steps:
+        if not isinstance(step.layer, QuantizedConv2d) or len(step.inputs) < 2:
+            continue
+        source, residual = step.inputs
+        if residual in (source, *kept) or residual not in step.expired or not step.layer.activation:
+            raise ValueError(f"layer {step.name!r} can't be built: {residual!r}, which it writes over, is still needed")
+
+
+# What an argument of a function can be. Each says so of a JSON value, for a layer with so many inputs.
+_Kind = Callable[[Any, int], bool]
+
+
+def _tensor(value: Any, inputs: int) -> bool:
+    return isinstance(value, dict) and value.keys() == {"input"} and _is_integer(value["input"], 0, inputs - 1)
+
+
+def _tensors(value: Any, inputs: int) -> bool:
+    return _is_list(value, MOST_LAYERS) and len(value) > 0 and all(_tensor(v, inputs) for v in value)
+
+
+def _number(value: Any, _: int) -> bool:
+    return type(value) in (int, float) and -3e38 <= value <= 3e38
+
+
+def _operand(value: Any, inputs: int) -> bool:
+    return _number(value, inputs) or _tensor(value, inputs)
+
+
+def _integer(value: Any, _: int) -> bool:
+    return _is_integer(value, -(2**31), 2**31)
+
+
+def _integers(value: Any, inputs: int) -> bool:
+    return _is_list(value, 8) and all(_integer(v, inputs) for v in value)
+
+
+def _flag(value: Any, _: int) -> bool:
+    return type(value) is bool
+
+
+def _at_least(low: int) -> _Kind:
+    """One number of pixels, or one for each of two sides."""
+
+    def kind(value: Any, _: int) -> bool:
+        sides = value if _is_list(value, 2) and len(value) > 0 else [value]
+        return all(_is_integer(side, low, MOST_PIXELS) for side in sides)
+
+    return kind
+
+
+def _refused(value: Any, _: int) -> bool:
+    return False
+
+
+def _one_of(*values: Any) -> _Kind:
+    return lambda value, _: any(type(value) is type(v) and value == v for v in values)
+
+
+def _either(*kinds: _Kind) -> _Kind:
+    return lambda value, inputs: any(kind(value, inputs) for kind in kinds)
+
+
+def _optional(kind: _Kind) -> _Kind:
+    return lambda value, inputs: value is None or kind(value, inputs)
+
+
+def _place(value: Any, inputs: int) -> bool:
+    """An index, or {"slice": [start, stop, step]}."""
+    if isinstance(value, dict) and value.keys() == {"slice"}:
+        parts = value["slice"]
+        return _is_list(parts, 3) and len(parts) == 3 and all(v is None or _integer(v, inputs) for v in parts)
+    return value is None or _integer(value, inputs)
+
+
+def _places(value: Any, inputs: int) -> bool:
+    return _is_list(value, 8) and all(_place(v, inputs) for v in value)
+
+
+class _Call(NamedTuple):
+    """A function that a graph may call, and what with."""
+
+    function: Callable[..., Any]
+    required: dict[str, _Kind]  # in order
+    optional: dict[str, _Kind] = {}  # noqa: RUF012  # never changed
+    rest: _Kind | None = None  # what any number of further positional arguments are
+
+    def check(self, arguments: Sequence[Any], keywords: dict[str, Any], inputs: int) -> None:
+        """Raise ValueError where the function can't be called so, in a layer with so many inputs."""
+        kinds = self.required | self.optional
+        given = dict(zip(kinds, arguments, strict=False))
+        spare = arguments[len(kinds) :]
+        if self.rest is None and spare:
+            raise ValueError(f"{self.function.__name__} takes at most {len(kinds)} arguments")
+        for name, value in keywords.items():
+            if name not in kinds or name in given:
+                raise ValueError(f"{self.function.__name__} can't be given {name!r:.80}")
+            given[name] = value
+        for name, value in (*given.items(), *(("...", value) for value in spare)):
+            if not kinds.get(name, self.rest or _refused)(value, inputs):
+                raise ValueError(f"{self.function.__name__} can't be given {value!r:.80} as {name}")
+        if missing := [name for name in self.required if name not in given]:
+            raise ValueError(f"{self.function.__name__} needs {missing[0]!r}")
+
+
+def _channel_means(x: Tensor) -> Tensor:
+    """[n, c, h, w] -> [n, c]; summed by this function, an image's means are the same in every batch."""
+    return functional.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+_X: dict[str, _Kind] = {"input": _tensor}
+_XY: dict[str, _Kind] = {"input": _operand, "other": _operand}
+_SIDES, _SIDES_OR_NONE, _PADDING = _at_least(1), _optional(_at_least(1)), _at_least(0)
+_DIM: dict[str, _Kind] = {"dim": _either(_integer, _integers), "keepdim": _flag}
+_NO_DTYPE: dict[str, _Kind] = {"_stacklevel": _integer, "dtype": _one_of(None)}
+_CONVOLUTION: dict[str, _Kind] = {
+    "bias": _optional(_tensor),
+    "stride": _SIDES,
+    "padding": _either(_PADDING, _one_of("same", "valid")),
+    "dilation": _SIDES,
+    "groups": _SIDES,
+}
+_POOL: dict[str, _Kind] = {"stride": _SIDES_OR_NONE, "padding": _PADDING}
+_AFFINE: dict[str, _Kind] = {"weight": _optional(_tensor), "bias": _optional(_tensor), "eps": _number}
+_NO_INDICES: dict[str, _Kind] = {"return_indices": _one_of(False)}
+_RESIZE: dict[str, _Kind] = {
+    "size": _SIDES_OR_NONE,
+    "scale_factor": _optional(_either(_number, lambda v, _: _is_list(v, 2) and all(_number(s, 0) for s in v))),
+    "mode": _one_of("nearest", "bilinear", "bicubic", "area", "nearest-exact"),
+    "align_corners": _optional(_flag),
+    "recompute_scale_factor": _optional(_flag),
+    "antialias": _flag,
+}
+
+# By the name that an architecture has for it. All are pure: none reads or writes anything but tensors, none is random,
+# none writes over its input, and each gives one tensor.
+CALLS: dict[str, _Call] = {
+    **{
+        f"functional.{name}": _Call(getattr(functional, name), _X)
+        for name in ("relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh", "selu", "mish", "softsign")
+    },
+    **{f"functional.{name}": _Call(getattr(functional, name), _X) for name in ("logsigmoid", "tanhshrink")},
+    **{f"functional.{name}": _Call(getattr(functional, name), _X, {"alpha": _number}) for name in ("elu", "celu")},
+    **{
+        f"functional.{name}": _Call(getattr(functional, name), _X, {"lambd": _number})
+        for name in ("hardshrink", "softshrink")
+    },
+    "functional.hardtanh": _Call(functional.hardtanh, _X, {"min_val": _number, "max_val": _number}),
+    "functional.gelu": _Call(functional.gelu, _X, {"approximate": _one_of("none", "tanh")}),
+    "functional.leaky_relu": _Call(functional.leaky_relu, _X, {"negative_slope": _number}),
+    "functional.softplus": _Call(functional.softplus, _X, {"beta": _number, "threshold": _number}),
+    "functional.threshold": _Call(functional.threshold, _X | {"threshold": _number, "value": _number}),
+    "functional.prelu": _Call(functional.prelu, _X | {"weight": _tensor}),
+    "functional.glu": _Call(functional.glu, _X, {"dim": _integer}),
+    "functional.softmax": _Call(functional.softmax, _X | {"dim": _integer}, _NO_DTYPE),
+    "functional.log_softmax": _Call(functional.log_softmax, _X | {"dim": _integer}, _NO_DTYPE),
+    "functional.normalize": _Call(
+        functional.normalize, _X, {"p": _number, "dim": _integer, "eps": _number, "out": _one_of(None)}
+    ),
+    "functional.layer_norm": _Call(functional.layer_norm, _X | {"normalized_shape": _integers}, _AFFINE),
+    "functional.group_norm": _Call(functional.group_norm, _X | {"num_groups": _SIDES}, _AFFINE),
+    "functional.batch_norm": _Call(
+        functional.batch_norm,
+        _X | {"running_mean": _tensor, "running_var": _tensor},
+        {**_AFFINE, "eps": _number, "training": _one_of(False), "momentum": _number},
+    ),
+    "functional.linear": _Call(functional.linear, _X | {"weight": _tensor}, {"bias": _optional(_tensor)}),
+    "functional.conv1d": _Call(functional.conv1d, _X | {"weight": _tensor}, _CONVOLUTION),
+    "functional.conv2d": _Call(functional.conv2d, _X | {"weight": _tensor}, _CONVOLUTION),
+    "functional.avg_pool2d": _Call(
+        functional.avg_pool2d,
+        _X | {"kernel_size": _SIDES},
+        _POOL | {"ceil_mode": _flag, "count_include_pad": _flag, "divisor_override": _SIDES_OR_NONE},
+    ),
+    "functional.adaptive_avg_pool2d": _Call(functional.adaptive_avg_pool2d, _X | {"output_size": _SIDES}),
+    "functional.lp_pool2d": _Call(
+        functional.lp_pool2d,
+        _X | {"norm_type": _number, "kernel_size": _SIDES},
+        {"stride": _SIDES_OR_NONE, "ceil_mode": _flag},
+    ),
+    "functional.max_pool2d": _Call(
+        functional.max_pool2d,
+        _X | {"kernel_size": _SIDES},
+        _POOL | {"dilation": _SIDES, "ceil_mode": _flag, **_NO_INDICES},
+    ),
+    "functional.adaptive_max_pool2d": _Call(functional.adaptive_max_pool2d, _X | {"output_size": _SIDES}, _NO_INDICES),
+    "functional.interpolate": _Call(functional.interpolate, _X, _RESIZE),
+    "functional.pad": _Call(
+        functional.pad,
+        _X | {"pad": _integers},
+        {"mode": _one_of("constant", "reflect", "replicate", "circular"), "value": _optional(_number)},
+    ),
+    "functional.pixel_shuffle": _Call(functional.pixel_shuffle, _X | {"upscale_factor": _SIDES}),
+    "functional.pixel_unshuffle": _Call(functional.pixel_unshuffle, _X | {"downscale_factor": _SIDES}),
+    "functional.channel_shuffle": _Call(functional.channel_shuffle, _X | {"groups": _SIDES}),
+    "functional.scaled_dot_product_attention": _Call(
+        functional.scaled_dot_product_attention,
+        {"query": _tensor, "key": _tensor, "value": _tensor},
+        {
+            "attn_mask": _optional(_tensor),
+            "dropout_p": _one_of(0, 0.0),
+            "is_causal": _flag,
+            "scale": _optional(_number),
+        },
+    ),
+    **{f"operator.{name}": _Call(getattr(operator, name), _XY) for name in ("add", "sub", "mul", "truediv", "pow")},
+    **{f"operator.{name}": _Call(getattr(operator, name), _X) for name in ("neg", "abs")},
+    "operator.matmul": _Call(operator.matmul, {"input": _tensor, "other": _tensor}),
+    "operator.getitem": _Call(operator.getitem, _X | {"index": _either(_place, _places)}),
+    **{
+        f"Tensor.{name}": _Call(getattr(Tensor, name), _X)
+        for name in ("abs", "exp", "sqrt", "square", "neg", "reciprocal", "rsqrt", "log", "erf", "sin", "cos", "float")
+    },
+    **{
+        f"Tensor.{name}": _Call(getattr(Tensor, name), _X | {"other": _operand})
+        for name in ("add", "sub", "mul", "div", "pow")
+    },
+    **{
+        f"Tensor.{name}": _Call(getattr(Tensor, name), _X | {"other": _tensor})
+        for name in ("matmul", "bmm", "maximum", "minimum", "expand_as")
+    },
+    "Tensor.clamp": _Call(Tensor.clamp, _X, {"min": _optional(_number), "max": _optional(_number)}),
+    "Tensor.clamp_min": _Call(Tensor.clamp_min, _X | {"min": _number}),
+    "Tensor.clamp_max": _Call(Tensor.clamp_max, _X | {"max": _number}),
+    **{f"Tensor.{name}": _Call(getattr(Tensor, name), _X, _DIM) for name in ("mean", "sum", "amax", "amin")},
+    "Tensor.expand": _Call(Tensor.expand, _X, rest=_either(_integer, _integers)),
+    "Tensor.repeat": _Call(Tensor.repeat, _X, rest=_either(_integer, _integers)),
+    "Tensor.flip": _Call(Tensor.flip, _X, rest=_either(_integer, _integers)),
+    "Tensor.roll": _Call(
+        Tensor.roll, _X | {"shifts": _either(_integer, _integers)}, {"dims": _either(_integer, _integers)}
+    ),
+    "Tensor.flatten": _Call(Tensor.flatten, _X, {"start_dim": _integer, "end_dim": _integer}),
+    "Tensor.narrow": _Call(Tensor.narrow, _X | {"dim": _integer, "start": _integer, "length": _integer}),
+    "Tensor.permute": _Call(Tensor.permute, _X | {"dims": _integers}),
+    "Tensor.reshape": _Call(Tensor.reshape, _X | {"shape": _integers}),
+    "slimkit.cat": _Call(torch.cat, {"tensors": _tensors}, {"dim": _integer}),
+    "slimkit.stack": _Call(torch.stack, {"tensors": _tensors}, {"dim": _integer}),
+    "slimkit.channel_means": _Call(_channel_means, _X),
+}
 
 
 # ---- int8 networks ----
@@ -243,18 +659,20 @@ class Int8Network(nn.Module):
     def __init__(self, layers: list[dict[str, Any]]) -> None:
         """`layers`: the `layers` of the architecture. Raises ValueError that names the layer which can't be built."""
         super().__init__()
+        check_layers(layers)
         self._steps: list[_Step] = []
         known = {"input"}
+        last_use = {source: index for index, entry in enumerate(layers) for source in entry.get("inputs") or ()}
         for index, entry in enumerate(layers):
-            name, inputs = entry.get("name"), tuple(entry.get("inputs") or ())
-            if not isinstance(name, str) or name in known or not known.issuperset(inputs):
+            name, inputs = entry["name"], tuple(entry.get("inputs") or ())
+            if name in known or not known.issuperset(inputs):
                 raise ValueError(
-                    f"layer {name!r} has no name of its own, or its inputs {list(inputs)} are no earlier layers"
+                    f"layer {name!r} has no name of its own, or its inputs {list(inputs)!s:.200} are no earlier layers"
                 )
-            later = {source for other in layers[index + 1 :] for source in other.get("inputs") or ()}
-            expired = tuple(source for source in set(inputs) if source not in later)
-            self._steps.append(_Step(name, _attach(self, entry), inputs, expired))
+            expired = tuple(source for source in dict.fromkeys(inputs) if last_use[source] == index)
+            self._steps.append(_Step(name, _attach(self, {**entry, "inputs": inputs}), inputs, expired))
             known.add(name)
+        _check_residuals(self._steps)
         self._is_dynamic = any(step.layer.is_dynamic for step in self._steps)
         self._traced: dict[torch.Size, Callable[[Tensor], Tensor]] = {}  # by the shape of an image
 
@@ -262,6 +680,8 @@ class Int8Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images [n, 3, h, w] of any float type -> float32 logits [n, num_classes]."""
         x = x.float()
+        if x.device.type == "meta":  # shapes without numbers
+            return self._run(FloatArithmetic(), x)
         arithmetic = cpu_arithmetic() if x.device.type == "cpu" else FloatArithmetic()
         if not isinstance(arithmetic, Int8Kernels):
             with torch.autocast(x.device.type, enabled=False):  # its half precision can't hold the integer sums
@@ -306,6 +726,15 @@ class Int8Network(nn.Module):
                 del values[source]
         logits: Tensor = values[self._steps[-1].name]
         return logits
+
+    def most_values(self, sizes: dict[str, int]) -> int:
+        """How many values are held at the same time, where `sizes` gives those of each layer's output."""
+        held = most = 0
+        for step in self._steps:
+            held += sizes[step.name]
+            most = max(most, held)
+            held -= sum(sizes.get(source, 0) for source in step.expired)
+        return most
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._traced = {}
@@ -365,9 +794,12 @@ class Int8Layer(nn.Module):
     """One entry of an int8 network's `layers`. Its inputs and its output are codes, or float tensors."""
 
     is_dynamic = False
+    input_counts: tuple[int, ...] = (1,)  # how many inputs it can have; empty: any number
+    activations: tuple[str | None, ...] = (None,)  # that can be fused into it
 
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__()
+        self._check(entry)
         self.activation = entry.get("activation")
         self.activate = ACTIVATIONS[self.activation]
         self.packed: Any = None  # what the kernels made of the weights at first use
@@ -376,6 +808,14 @@ class Int8Layer(nn.Module):
         if self.gives_codes:
             self.register_buffer("output_scale", torch.ones(()))
             self.register_buffer("output_zero_point", torch.zeros((), dtype=torch.uint8))
+
+    def _check(self, entry: dict[str, Any]) -> None:
+        """Raise ValueError where the entry says what this kind of layer can't be."""
+        inputs = entry.get("inputs")  # there are none where a layer is built by itself
+        if inputs is not None and self.input_counts and len(inputs) not in self.input_counts:
+            raise ValueError(f"it takes {' or '.join(map(str, self.input_counts))} inputs, not {len(inputs)}")
+        if entry.get("activation") not in self.activations:
+            raise ValueError(f"it can't have the activation {entry.get('activation')!r}")
 
     def finish(self, arithmetic: FloatArithmetic, y: Tensor) -> Any:
         """The layer's activation, in place, and codes where it gives them."""
@@ -411,12 +851,16 @@ class Quantize(Int8Layer):
 
 
 class _Int8Weights(Int8Layer):
-    """What convolutions and linear layers share. Static ones take codes, dynamic ones float; both give either."""
+    """What convolutions and linear layers share. Static ones take codes and give either, dynamic ones are float."""
+
+    activations = (None, "relu", "relu6")
 
     def __init__(self, entry: dict[str, Any], *shape: int) -> None:
         """shape: of the weight."""
         super().__init__(entry)
         self.is_dynamic = entry["quantization"]["scheme"] == "dynamic"
+        if self.is_dynamic and self.gives_codes:
+            raise ValueError("a dynamic layer gives float32")
         self.weight_shape = shape
         # Two weights of 4 bits to a byte: each + 8, the first in the low bits.
         self.is_packed = entry["quantization"].get("weight_bits") == 4
@@ -437,6 +881,8 @@ class _Int8Weights(Int8Layer):
 
 class QuantizedConv2d(_Int8Weights):
     """Convolution; to a dynamic one a second input, the residual, is added before the activation."""
+
+    input_counts = (1, 2)
 
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry, *_convolution_shape(entry))
@@ -468,6 +914,9 @@ class QuantizedLinear(_Int8Weights):
 class Conv2d(Int8Layer):
     """Convolution in float, of a layer that would lose too much in int8; with a residual as there."""
 
+    input_counts = (1, 2)
+    activations = (None, "relu", "relu6")
+
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry)
         self.weight, self.bias = _parameter(*_convolution_shape(entry)), _parameter(entry["out_channels"])
@@ -481,6 +930,8 @@ class Conv2d(Int8Layer):
 
 class Linear(Int8Layer):
     """Linear layer in float."""
+
+    activations = (None, "relu", "relu6")
 
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry)
@@ -505,6 +956,8 @@ def _parameter(*shape: int) -> nn.Parameter:
 class BatchNorm2d(Int8Layer):
     """Scale and shift of each channel, where no convolution comes before that could take them in."""
 
+    activations = (None, "relu", "relu6")
+
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry)
         self.weight, self.bias = _parameter(entry["out_channels"]), _parameter(entry["out_channels"])
@@ -517,6 +970,8 @@ class BatchNorm2d(Int8Layer):
 
 class Constant(Int8Layer):
     """A float tensor of the network's own."""
+
+    input_counts = (0,)
 
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry)
@@ -533,12 +988,17 @@ class Function(Int8Layer):
     A table of the 256 results would be as exact, but PyTorch's look-up takes three times as long as its arithmetic.
     """
 
+    input_counts: tuple[int, ...] = ()
+    calls: frozenset[str] | None = None  # the functions that this kind of layer can call; None: all of CALLS
+
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__(entry)
         options = entry["options"]
-        home, _, name = options["function"].partition(".")
-        self.function = getattr(FUNCTIONS[home], name)
-        self.arguments, self.keywords = options["arguments"], options.get("keywords", {})
+        name, self.arguments, self.keywords = options["function"], options["arguments"], options.get("keywords") or {}
+        if name not in CALLS or (self.calls is not None and name not in self.calls):
+            raise ValueError(f"it can't call {name!r:.80}")
+        CALLS[name].check(self.arguments, self.keywords, len(entry.get("inputs") or ()))
+        self.function = CALLS[name].function
 
     def call(self, inputs: Sequence[Any]) -> Any:
         """The function's value. Among its arguments {"input": i} is `inputs[i]`, and {"slice": [..]} a slice."""
@@ -561,6 +1021,15 @@ class Function(Int8Layer):
 class Add(Function):
     """Sum of two inputs, each of its own scale."""
 
+    input_counts = (2,)
+    activations = (None, "relu")
+    calls = frozenset({"operator.add"})
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        if sorted(_read_inputs(self.arguments)) != [0, 1]:
+            raise ValueError("it adds its first input to its second")
+
     def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
         """As the function does."""
         return arithmetic.add(self, *inputs) if self.gives_codes else super().forward(arithmetic, *inputs)
@@ -568,6 +1037,15 @@ class Add(Function):
 
 class Rearrange(Function):
     """A function that moves values but makes no new ones. Codes keep their scale, which all inputs share."""
+
+    calls = frozenset(
+        {"operator.getitem", "slimkit.cat", "Tensor.flatten", "Tensor.narrow", "Tensor.permute", "Tensor.reshape"}
+    )
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(entry)
+        if self.gives_codes or {0} - _read_inputs(self.arguments):
+            raise ValueError("it has its inputs' scale, and moves its inputs' values")
 
     def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
         """As the function does."""
@@ -577,24 +1055,14 @@ class Rearrange(Function):
 class MaxPool2d(Function):
     """Max pooling: the largest code stands for the largest value, so the scale stays."""
 
+    input_counts = (1,)
+    calls = frozenset({"functional.max_pool2d", "functional.adaptive_max_pool2d"})
+
     def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
         """[n, c, h, w] -> [n, c, h', w']."""
         return arithmetic.max_pool(self, inputs[0])
 
 
-class _Functions:
-    """What the other homes of functions lack."""
-
-    cat, stack = torch.cat, torch.stack
-
-    @staticmethod
-    def channel_means(x: Tensor) -> Tensor:
-        """[n, c, h, w] -> [n, c]; summed by this function, an image's means are the same in every batch."""
-        return functional.adaptive_avg_pool2d(x, 1).flatten(1)
-
-
-# Where the functions are that an architecture names. Nothing here reads files, or runs code that comes as text.
-FUNCTIONS: dict[str, Any] = {"functional": functional, "Tensor": Tensor, "operator": operator, "slimkit": _Functions}
 INT8_LAYERS: dict[str, type[Int8Layer]] = {
     "Quantize": Quantize,
     "QuantizedConv2d": QuantizedConv2d,

@@ -20,10 +20,12 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +38,9 @@ from torch import Tensor, nn
 METADATA = "model_metadata.json"
 FORMAT_VERSION = 1  # the newest that is understood here
 MB = 2**20  # bytes
+MOST_JSON = 64 * MB
+LARGEST_SIDE = 2**14  # pixels of an image
+SPARE_BYTES = 16 * MB  # of a weights file, beside the tensors: names and alignment
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 WARM_UP, RUNS = 10, 100  # of the latency measurement
 BATCH_SIZE = 64  # of the accuracy measurement
@@ -53,8 +58,10 @@ def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
     folder = Path(model_path)
     folder = folder.parent if folder.is_file() else folder
     files = verify(folder)
-    model = _build(_read_json(files["architecture"]), files["architecture"])
-    fill(model, read_weights(files["weights"]), files["weights"])
+    architecture = _read_json(files["architecture"])
+    check_architecture(architecture, files["architecture"])
+    model = _build(architecture, files["architecture"])
+    fill(model, read_weights(files["weights"], most=_most_bytes(model)), files["weights"])
     return model.eval()
 
 
@@ -78,8 +85,60 @@ def verify(folder: Path) -> dict[str, Path]:
     return {content: folder / str(name) for content, name in files.items()}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a weights file. A pickle that holds anything but plain values is refused, never executed."""
+def check_architecture(architecture: dict[str, Any], source: Path) -> None:
+    """Raise ValueError that names the field of an architecture JSON with which no image can be prepared or named."""
+
+    def refuse(field: str, wanted: str) -> None:
+        raise ValueError(f"{source}: {field} is {_field(architecture, field)!r:.80}, not {wanted}")
+
+    names, count = architecture.get("class_names"), architecture.get("num_classes")
+    if type(count) is not int or count < 1:
+        refuse("num_classes", "a number of classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        refuse("class_names", "a list of names")
+    elif len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{source}: class_names has {len(set(names))} different names for {count} classes")
+    shape = architecture.get("input_shape")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(size) for size in shape):
+        refuse("input_shape", f"[channels, height, width] of at most {LARGEST_SIDE}")
+    own = architecture.get("preprocessing")
+    if not isinstance(own, dict):
+        refuse("preprocessing", "an object")
+        return
+    for side in ("resize", "crop"):
+        if not _is_size(own.get(side)):
+            refuse(f"preprocessing.{side}", f"a number of pixels from 1 to {LARGEST_SIDE}")
+    if own["crop"] > own["resize"]:
+        raise ValueError(f"{source}: preprocessing crops {own['crop']} pixels out of {own['resize']}")
+    if str(own.get("interpolation")).upper() not in Image.Resampling.__members__:
+        refuse("preprocessing.interpolation", "one of " + ", ".join(m.name.lower() for m in Image.Resampling))
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        numbers = own.get(name)
+        if not isinstance(numbers, list) or not all(_is_finite(n) and n > least for n in numbers):
+            refuse(f"preprocessing.{name}", "a list of numbers" + (" above 0" if name == "std" else ""))
+
+
+def _field(content: Any, path: str) -> Any:
+    """The field at a dotted path; None where it is missing."""
+    for key in path.split("."):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_SIDE
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6
+
+
+def read_weights(path: Path, most: int | None = None) -> dict[str, Tensor]:
+    """The state dict in a weights file. A pickle that holds anything but plain values is refused, never executed.
+
+    most: the bytes that its tensors can have; a file that claims more is refused before memory is taken for them.
+    """
+    _require_archive(path, most)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
@@ -87,7 +146,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no plain state dict, so it was not loaded: {reason}") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{path} holds something else than a state dict of tensors")
+    if odd := [name for name in weights if not isinstance(name, str)]:
+        raise ValueError(f"{path} has a tensor under {odd[0]!r:.80}, which is no name")
     return weights
+
+
+def _require_archive(path: Path, most: int | None) -> None:
+    """Raise ValueError for what is no archive as torch.save writes them, or unpacks to more than `most` bytes."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no weights file: torch.save writes a zip archive, and this is none")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path} is a damaged archive: {error}") from None
+    if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{path} holds {packed[0]!r:.80} compressed, which torch.save never does")
+    size = sum(entry.file_size for entry in entries)
+    if most is not None and size > 2 * most + SPARE_BYTES:
+        raise ValueError(f"{path} holds {size:,} bytes; the architecture has {most:,} bytes of weights")
+
+
+def _most_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
@@ -106,8 +187,10 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
 
 def _build(architecture: dict[str, Any], source: Path) -> nn.Module:
     """The network that `architecture` describes, unfilled; `source` is the file that errors name."""
+    code = _model_code()
     try:
-        model: nn.Module = _model_code().build_model(architecture)
+        model: nn.Module = code.build_model(architecture)
+        code.check_network(model, architecture["input_shape"], architecture["num_classes"])
     except (ValueError, KeyError, TypeError) as error:
         detail = f"the field {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{source}: {detail}") from error
@@ -131,13 +214,19 @@ def _model_code() -> ModuleType:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} lacks the file {path.name}")
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path} is larger than {MOST_JSON // MB} MB")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
     return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 # ---- Images ----

@@ -12,7 +12,7 @@ from slimkit.core.data import ImageSet, label_map
 from slimkit.core.distillation.losses import DistillationLoss
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier, read_folder
-from slimkit.core.models.lineage import find_baseline
+from slimkit.core.models.lineage import find_baseline, weights_sha256
 from slimkit.core.models.resolve import is_folder, open_named
 from slimkit.core.options import DistillOptions
 from slimkit.core.progress import Progress, silent
@@ -29,7 +29,7 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
     """
     fit_options = fit_options_of(options, options.epochs, options.lr, progressive=False)
     teacher = open_teacher(classifier, data, options)
-    name = str(teacher.folder or teacher.architecture.base["name"])
+    name = teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
     log.info("distilling %s into %s for %d epochs", name, options.model, options.epochs)
     loss = DistillationLoss(
         teacher.module.to(fit_options.device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in the stub
@@ -39,7 +39,12 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
     )
     history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
     detail = training_detail("distill", data, fit_options, history)
-    detail |= {"teacher": name, "temperature": options.temperature, "alpha": options.alpha}
+    detail |= {
+        "teacher": name,
+        "teacher_sha256": weights_sha256(teacher.folder) if teacher.folder else None,
+        "temperature": options.temperature,
+        "alpha": options.alpha,
+    }
     architecture = with_detail(classifier.architecture, detail)
     steps = (*architecture.compression_steps, f"distill: {options.epochs} epochs from {name}")
     return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))

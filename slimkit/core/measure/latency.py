@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.measure import worker
+from slimkit.core.measure.processes import read_answer, worker_environment
 from slimkit.core.progress import Progress, silent
 
 log = logging.getLogger("slimkit")
@@ -40,7 +40,7 @@ STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class Target:
-    """Something to be timed on the CPU: a model folder (eager, by its own model_loader.py) or an .onnx file."""
+    """Something to be timed on the CPU: a model folder (eager, by slimkit's own code) or an .onnx file."""
 
     path: Path
 
@@ -95,7 +95,7 @@ def measure_latencies(
         for each in workers:
             each.time(warmup, 0)
         for index, share in enumerate(split_runs(runs)):
-            for place in _round_order(len(targets), index):
+            for place in round_order(len(targets), index):
                 time.sleep(PAUSE)
                 rounds[place].append(workers[place].time(ROUND_WARMUP, share))
                 advance(share)
@@ -121,7 +121,7 @@ def split_runs(runs: int) -> tuple[int, ...]:
     return tuple(runs // count + (index < runs % count) for index in range(count))
 
 
-def _round_order(targets: int, index: int) -> range:
+def round_order(targets: int, index: int) -> range:
     """There and back again: a steady drift of the machine then hits all alike."""
     return range(targets) if index % 2 == 0 else range(targets - 1, -1, -1)
 
@@ -183,8 +183,12 @@ class _Worker:
 
     def answer(self) -> dict[str, Any]:
         """Its next answer; it has none when it died. Raises ModelError."""
-        assert self.process.stdout is not None  # a pipe, by construction
-        line = self.process.stdout.readline()
+        try:
+            line = read_answer(self.process)
+        except TimeoutError as error:
+            raise ModelError(
+                f"{self.target.path} can't be timed: {error}.", "Give a smaller network, or fewer runs with --runs."
+            ) from None
         if not line:
             raise self._failure()
         values: dict[str, Any] = json.loads(line)
@@ -213,7 +217,7 @@ def _start_worker(target: Target, threads: int, batch_size: int) -> Iterator[_Wo
             stderr=stderr,
             text=True,
             encoding="utf-8",
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"},
+            env=worker_environment(threads),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its workers
         )
         try:

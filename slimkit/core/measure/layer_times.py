@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,10 +22,12 @@ from slimkit.core.environment import describe_environment
 from slimkit.core.errors import ModelError
 from slimkit.core.files import cache_folder, write_atomically
 from slimkit.core.measure import layer_worker
+from slimkit.core.measure.processes import read_answer, worker_environment
 from slimkit.core.progress import Progress, silent
 
 Runtime = Literal["fp32", "int8", "onnx"]  # eager float32, eager int8, ONNX Runtime in float32
 
+MACS_INSTEAD = "Give a budget in MACs instead: --macs."
 PASSES = 3  # over all layers; the least of the three is kept, since whatever else computes here only adds
 
 
@@ -114,7 +115,7 @@ def _worker(runtime: Runtime, threads: int, batch_size: int) -> Iterator[Any]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": _import_path()},
+            env=worker_environment(threads),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends it
         )
         try:
@@ -124,22 +125,18 @@ def _worker(runtime: Runtime, threads: int, batch_size: int) -> Iterator[Any]:
             process.communicate()  # closes the pipes and reaps it
 
 
-def _import_path() -> str:
-    """Where slimkit is found, before anything else: a checkout need not be installed."""
-    root = str(Path(slimkit.__file__).parents[1])
-    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def _ask(process: subprocess.Popen[str], stderr: IO[bytes], layer: TimedLayer) -> float:
     assert process.stdin is not None  # pipes, by construction
-    assert process.stdout is not None
     line = ""
     if process.poll() is None:
         print(json.dumps(dataclasses.asdict(layer)), file=process.stdin, flush=True)
-        line = process.stdout.readline()
+        try:
+            line = read_answer(process)
+        except TimeoutError as error:
+            raise ModelError(f"A layer can't be timed ({layer.key}): {error}.", MACS_INSTEAD) from None
     if line:
         return float(line)
     process.wait()
     stderr.seek(0)
     reason = stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["its process ended"]
-    raise ModelError(f"A layer can't be timed ({layer.key}): {reason[0]}", "Give a budget in MACs instead: --macs.")
+    raise ModelError(f"A layer can't be timed ({layer.key}): {reason[0]}", MACS_INSTEAD)

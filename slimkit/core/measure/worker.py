@@ -6,11 +6,10 @@ It first answers ``{"ready": ...}``, then each ``{"warmup": w, "runs": r}`` with
 ends with its stdin, even in the middle of a run, so that it never outlives its parent. An error is its traceback on
 stderr.
 
-It imports nothing of slimkit: a model folder is run by the folder's own code, just as a user of the folder would.
+A model folder is run by slimkit's own copy of the code that stands in it: the folder may be a stranger's.
 """
 
 import gc
-import importlib.util
 import json
 import os
 import queue
@@ -19,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 ARCHITECTURE_FILE = "trained_pruned_architecture.json"
 
@@ -27,12 +25,14 @@ Run = Callable[[], object]  # computes the network once
 
 
 def prepare_folder(folder: Path, threads: int, batch_size: int) -> Run:
-    """A run of the eager network that the folder's `load_model` gives, on a fixed random batch."""
+    """A run of the eager network that `load_model` makes of the folder, on a fixed random batch."""
     import torch
+
+    from slimkit.standalone.model_loader import load_model
 
     torch.set_num_threads(threads)
     shape = json.loads((folder / ARCHITECTURE_FILE).read_text(encoding="utf-8"))["input_shape"]
-    module = load_loader(folder).load_model(str(folder))
+    module = load_model(folder)
     images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
 
     def run() -> object:
@@ -40,17 +40,6 @@ def prepare_folder(folder: Path, threads: int, batch_size: int) -> Run:
             return module(images)
 
     return run
-
-
-def load_loader(folder: Path) -> Any:
-    """The folder's model_loader.py as a module, found by its path and not through sys.path."""
-    path = folder / "model_loader.py"
-    spec = importlib.util.spec_from_file_location("model_loader", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{path} can't be imported")
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
-    return loader
 
 
 def prepare_onnx(file: Path, threads: int, batch_size: int) -> Run:
@@ -98,7 +87,7 @@ def main() -> None:
     """Prepare the network that the arguments name, then answer requests until stdin ends."""
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
-    # What the folder's code prints goes to stderr: stdout carries answers alone.
+    # What libraries print goes to stderr: stdout carries answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     path, threads, batch_size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

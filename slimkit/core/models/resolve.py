@@ -28,6 +28,7 @@ from slimkit.core.models.catalog import (
     without_auxiliary_heads,
 )
 from slimkit.core.models.describe import describe_layers
+from slimkit.core.models.lineage import recorded_data
 from slimkit.core.options import ModelOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone.model import build_model
@@ -49,8 +50,7 @@ def open_model_and_data(
     if is_folder(options.model):
         _reject_weights(options)
         classifier = read_folder(Path(options.model))
-        data = open_data_for(classifier.architecture, options, progress=progress)
-        return classifier, data
+        return classifier, open_data_for(classifier, options, progress=progress)
     data = open_dataset(
         options.data or DEFAULT_DATA, image_size=options.image_size, resize=options.resize, progress=progress
     )
@@ -58,11 +58,12 @@ def open_model_and_data(
     return classifier, _normalized_for(classifier.architecture, data)
 
 
-def open_data_for(architecture: Architecture, options: ModelOptions, *, progress: Progress = silent) -> ImageSet:
+def open_data_for(classifier: Classifier, options: ModelOptions, *, progress: Progress = silent) -> ImageSet:
     """The data of `options`, preprocessed as the model wants them; its classes must be known to the model."""
+    architecture = classifier.architecture
     preprocessing = architecture.preprocessing
     data = open_dataset(
-        options.data or recorded_data(architecture) or DEFAULT_DATA,
+        options.data or recorded_data(classifier) or DEFAULT_DATA,
         image_size=options.image_size or preprocessing.crop,
         resize=options.resize or (None if options.image_size else preprocessing.resize),
         progress=progress,
@@ -109,12 +110,6 @@ def is_folder(model: str) -> bool:
     near = difflib.get_close_matches(model, model_names(), n=3)
     mend = f"Did you mean {', '.join(near)}?" if near else "Check the path, or name a network such as resnet18."
     raise UsageError(f"{model} is neither a model folder nor the name of a torchvision model.", mend)
-
-
-def recorded_data(architecture: Architecture) -> str | None:
-    """The data set that the model was last trained with, as it was named then."""
-    named = [stage["data"] for stage in architecture.training_details if isinstance(stage.get("data"), str)]
-    return named[-1] if named else None
 
 
 @contextmanager

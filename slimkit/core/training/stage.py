@@ -64,7 +64,7 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, history: tu
     """The entry of `training_details` for one run of training."""
     return {
         "stage": stage,
-        "data": data.source,
+        "data": data.name,
         "train_images": len(data.train),
         "epochs": options.epochs,
         "batch_size": options.batch_size,
