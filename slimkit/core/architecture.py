@@ -71,6 +71,16 @@ class PruningRate:
 
 
 @dataclass(frozen=True)
+class SeenData:
+    """A set of class folders that a model was made with, so that it is known when the model is scored on it."""
+
+    name: str
+    images: int  # before any were set aside
+    unsplit: bool  # whether slimkit set test images aside
+    sketch: str  # of some of the images; see `model_loader.sketch`
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A model without its numbers."""
 
@@ -85,6 +95,7 @@ class Architecture:
     pruning_rate: PruningRate = PruningRate()
     compression_steps: tuple[str, ...] = ()
     training_details: tuple[dict[str, Any], ...] = ()  # one entry per stage
+    data_seen: tuple[SeenData, ...] = ()  # the class folders that it was made with
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
