@@ -26,6 +26,7 @@ from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.measure.size import size_breakdown
 from slimkit.core.models.lineage import record_baseline
 from slimkit.core.models.resolve import open_model_and_data
+from slimkit.core.models.seen import record_data
 from slimkit.core.options import CommonOptions, DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.search import Finetune
@@ -163,6 +164,8 @@ def _write(
     architecture = made.architecture
     if not isinstance(options, TrainOptions):
         architecture = record_baseline(architecture, source, options.output)
+    if not (isinstance(options, TrainOptions) and options.epochs == 0):
+        architecture = record_data(architecture, data)
     figures = _figures(made, data, progress) | (known or {})
     written = write_folder(Classifier(made.module, architecture), options.output, force=options.force, figures=figures)
     return StageResult(options.output, written.architecture, figures, notes)
