@@ -34,7 +34,7 @@ from types import ModuleType
 from typing import IO, Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 METADATA = "model_metadata.json"
@@ -43,6 +43,8 @@ MB = 2**20  # bytes
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 IMAGE_SUFFIXES |= {".pnm", ".pbm"}
 ORIENTATION = 0x0112  # among the tags of EXIF
+LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how Pillow reads the other byte of each value
+DEEP_COLOUR = {*LOW_BYTES, "LA;16B"}
 NOT_DATA = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found"}
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -160,7 +162,8 @@ def decode_image(file: str | Path | IO[bytes], name: str | None = None) -> Image
     """Read an image of any kind as RGB, upright. Raises ValueError that names it (`name`, where `file` is a stream)."""
     try:
         with Image.open(file) as image:
-            return to_rgb(image)
+            is_deep = image.format == "PNG" and bool(image.tile) and image.tile[0][3] in DEEP_COLOUR
+            return to_rgb(_colour_of_16_bits(image, file) if is_deep else image)
     except UnidentifiedImageError:  # whose message names the stream
         raise ValueError(f"{name or file} is not a readable image: its content is of no known format") from None
     except Exception as error:  # Pillow's parsers raise nearly anything for a damaged file
@@ -196,6 +199,22 @@ def _gray_of_16_bits(image: Image.Image) -> Image.Image:
         raise ValueError("its values are not of 8 to 16 bits")
     white = next(2**bits - 1 for bits in (8, 12, 16) if brightest < 2**bits)  # type: ignore[operator]  # as above
     return image.point(lambda value: value * (255 / white) + 0.5).convert("L")
+
+
+def _colour_of_16_bits(image: ImageFile.ImageFile, file: str | Path | IO[bytes]) -> Image.Image:
+    """8 bits a channel, chosen as for gray. Pillow keeps the high bytes alone: 8 or 12 bits look black."""
+    raw_mode = image.tile[0][3]
+    brightest = max(extrema[1] for extrema in image.convert("RGB").getextrema())  # type: ignore[index]  # three bands
+    if brightest > 15:
+        return image
+    if raw_mode not in LOW_BYTES:
+        return image.point(lambda value: 17 * value)
+    with Image.open(file) as low:
+        low.tile = [(*low.tile[0][:3], LOW_BYTES[raw_mode])]  # type: ignore[list-item]  # Pillow 10 has plain tuples
+        low.load()
+    if brightest == 0:
+        return low
+    return ImageChops.add(image.point(lambda value: 16 * value), low.point(lambda value: value // 16))
 
 
 def preprocess(image: Image.Image, preprocessing: dict[str, Any]) -> Tensor:

@@ -47,7 +47,7 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
     return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))
 
 
-def teacher_view(teacher: Classifier, data: ImageSet, progress: Progress) -> ImageSet | None:
+def teacher_view(teacher: Classifier, data: ImageSet, progress: Progress = silent) -> ImageSet | None:
     """The images of `data` as the teacher wants them, or None where that is how the student has them."""
     wanted = teacher.architecture.preprocessing
     if wanted == data.preprocessing:
