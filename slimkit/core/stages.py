@@ -184,5 +184,5 @@ def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict
         "macs": classifier.architecture.macs,
         "accuracy": accuracy.top1,
         "accuracy_images": accuracy.images,
-        "accuracy_split": f"held out of {data.name}'s training images",
+        "accuracy_split": f"kept out of training on {data.name}",
     }

@@ -324,7 +324,7 @@ def is_hidden(part: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name, which isn't hidden, counts as an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
 def read_class_folders(names: list[str], path: Path) -> ClassFolders:
