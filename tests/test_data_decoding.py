@@ -1,6 +1,8 @@
 """Images of every kind become the same 8-bit RGB pixels, and files that are no images are named."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,8 @@ def _pixel(image: Image.Image) -> tuple[int, ...]:
         ("CMYK", (255, 0, 0, 0), "TIFF", (0, 255, 255)),
         ("I;16", 65535, "PNG", (255, 255, 255)),
         ("I;16", 257 * 100, "PNG", (100, 100, 100)),
-        ("I;16", 300, "PNG", (1, 1, 1)),
+        ("I;16", 300, "PNG", (19, 19, 19)),  # 12 bits: 300 * 255 / 4095
+        ("I;16", 200, "PNG", (200, 200, 200)),
         ("I;16", 257 * 100, "TIFF", (100, 100, 100)),
         ("I", 257 * 100, "TIFF", (100, 100, 100)),
     ],
@@ -115,3 +118,66 @@ def test_normalized_values_are_those_of_the_formula() -> None:
     result = model_loader.normalize(pixels, {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.2, 0.1]})
     expected = [(0 - 0.5) / 0.5, (128 / 255 - 0.4) / 0.2, (1 - 0.3) / 0.1]
     torch.testing.assert_close(result.flatten(), torch.tensor(expected))
+
+
+def _deep_png(values: torch.Tensor, colour_type: int) -> io.BytesIO:
+    """A PNG of 16 bits a channel, written chunk by chunk; values: [height, width, channels]."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = values.shape
+    rows = [b"\0" + b"".join(struct.pack(">H", value) for value in row.flatten().tolist()) for row in values]
+    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])
+def test_values_of_fewer_bits_in_16_fill_the_range(bits: int, colour_type: int, channels: int) -> None:
+    white = 2**bits - 1
+    values = torch.randint(0, white, (6, 5, channels), generator=torch.Generator().manual_seed(0))
+    values[0, 0] = white
+    decoded = model_loader.decode_image(_deep_png(values, colour_type))
+    pixels = torch.frombuffer(bytearray(decoded.tobytes()), dtype=torch.uint8).view(6, 5, 3)
+    expected = values[..., :3].expand(6, 5, 3) * 255 / white
+    assert (pixels - expected).abs().max() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_are_turned_as_their_exif_data_say(orientation: int, kind: str) -> None:
+    upright = Image.new("RGB", (32, 16), "white")
+    upright.paste("black", (0, 0, 16, 8))  # the upper left quarter
+    # how a camera that was held so stores it: the inverse of what a viewer does
+    turns = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}.get(orientation, [])
+    stored = upright
+    for turn in turns:
+        stored = stored.transpose(Image.Transpose(turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    stored.save(buffer, kind, exif=exif)
+    decoded = model_loader.decode_image(buffer)
+    assert decoded.size == (32, 16)
+    quarters = [decoded.getpixel(place)[0] > 128 for place in ((8, 4), (24, 4), (8, 12), (24, 12))]  # type: ignore[index]
+    assert quarters == [False, True, True, True]
+
+
+def test_damaged_exif_data_do_not_cost_the_image() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4), (10, 20, 30)).save(buffer, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + bytes(9))
+    assert _pixel(model_loader.decode_image(buffer)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "interpolation", ["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+)
+def test_every_interpolation_is_honoured(interpolation: str) -> None:
+    noise = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(noise.numpy())
+    ours = model_loader.preprocess(image, {"resize": 16, "crop": 16, "interpolation": interpolation})
+    filters = {"nearest-exact": "nearest"}
+    theirs = image.resize((16, 16), Image.Resampling[filters.get(interpolation, interpolation).upper()])
+    assert ours.permute(1, 2, 0).numpy().tobytes() == theirs.tobytes()

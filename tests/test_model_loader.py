@@ -42,7 +42,7 @@ def _import_loader(folder: Path) -> ModuleType:
 
 def _answer(classifier: Classifier, file: Path) -> str:
     """The class that the model gives a 48x40 image, computed step by step with Pillow."""
-    square = Image.open(file).resize((43, 36), Image.Resampling.BILINEAR).crop((3, 0, 39, 36)).crop((2, 2, 34, 34))
+    square = Image.open(file).resize((43, 36), Image.Resampling.BILINEAR).crop((6, 2, 38, 34))
     pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
@@ -108,9 +108,9 @@ def _no_classes(data: Path) -> None:
     ("damage", "message"),
     [
         (_unknown_class, "wasp: the model has no class of this name"),
-        (_empty_class, "bee: it holds no images"),
+        (_empty_class, "bee holds no images"),
         (_damaged_image, "1.png is not a readable image"),
-        (_no_classes, "val has no class folders"),
+        (_no_classes, "val holds no images"),
     ],
 )
 def test_bad_data_are_named_and_nothing_is_written(
@@ -140,12 +140,13 @@ def test_a_baseline_of_zero_is_refused(model_folder: Path) -> None:
 
 def test_test_is_preferred_to_val_and_both_to_the_folder_itself(model_folder: Path, image_folder: Path) -> None:
     loader = _import_loader(model_folder)
-    names = ["ant", "bee", "cat"]
-    assert len(loader.list_images(image_folder, names)) == 12
-    assert len(loader.list_images(image_folder / "train", names)) == 36
+    model = {"class_names": ["ant", "bee", "cat"]}
+    assert len(loader.list_images(image_folder, model)[0]) == 12
+    assert len(loader.list_images(image_folder / "train", model)[0]) == 36
     (image_folder / "train").rename(image_folder / "test")
-    assert len(loader.list_images(image_folder, names)) == 36
-    assert loader.list_images(image_folder / "val", ["cat", "bee", "ant"])[0][1] == 2  # ant's place in the model
+    assert len(loader.list_images(image_folder, model)[0]) == 36
+    files, _ = loader.list_images(image_folder / "val", {"class_names": ["cat", "bee", "ant"]})
+    assert files[0][1] == 2  # ant's place in the model
 
 
 def test_two_folders_in_one_process_keep_their_own_code(classifier: Classifier, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from slimkit.core.options import DistillOptions
     teacher=typer.Option(
         "--teacher", metavar="MODEL", help="Model to learn from. Without it: the one that the student was cut from."
     ),
-    teacher_weights=typer.Option("--teacher-weights", metavar="FILE", help="State dict for a teacher given by name."),
+    teacher_weights=typer.Option("--teacher-weights", metavar="FILE", help="Checkpoint of a teacher given by name."),
     temperature=typer.Option("--temperature", help="Softens the teacher's and the student's probabilities."),
     alpha=typer.Option("--alpha", help="Weight of the teacher's loss; that of the labels is 1 - alpha."),
 )

@@ -25,7 +25,7 @@ FLAGS: dict[str, Any] = {
     "model": typer.Argument(help="Model folder, or the name of a torchvision network such as resnet18."),
     "output": typer.Option("--output", "-o", help="Where the result is written."),
     "force": typer.Option("--force", "-f", help="Replace what is already there."),
-    "weights": typer.Option("--weights", metavar="FILE", help="State dict for a named model."),
+    "weights": typer.Option("--weights", metavar="FILE", help="Checkpoint with the weights of a named model."),
     "pretrained": typer.Option("--pretrained", help="Take torchvision's ImageNet weights for a named model."),
     "baseline": typer.Option(
         "--baseline", metavar="MODEL", help="What to compare with. Without it: the model that this one was made from."
@@ -38,12 +38,12 @@ FLAGS: dict[str, Any] = {
     "runs": typer.Option("--runs", help="Timed runs for each latency."),
     "data": _shared(
         "--data",
-        help="Folder with a folder per class (in train/ and val/, or to be split), the same as a .zip, or the name of "
-        "a data set: digits100, cifar100, imagenette. Without it: what the model was made with, else digits100, which "
-        "needs no network.",
+        help="Folder with a folder per class (in train/ and val/ or test/, or to be split), the same as a .zip, or the "
+        "name of a data set: digits100, cifar100, imagenette. Without it: what the model was made with, else "
+        "digits100, which needs no network.",
     ),
     "image_size": _shared(
-        "--image-size", help="Pixels of the square input. Without it: what the model or data wants, else 224."
+        "--image-size", help="Pixels of the square input. Without it: what the model or data want, else 224."
     ),
     "resize": _shared(
         "--resize", help="Pixels of the shorter side before the crop. Without it: 256/224 of the image size."

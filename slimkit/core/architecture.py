@@ -80,6 +80,16 @@ class PruningRate:
 
 
 @dataclass(frozen=True)
+class SeenData:
+    """A set of class folders that a model was made with, so that it is known when the model is scored on it."""
+
+    name: str
+    images: int  # before any were set aside
+    unsplit: bool  # whether slimkit set test images aside
+    sketch: str  # of some of the images; see `model_loader.sketch`
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A model without its numbers."""
 
@@ -95,6 +105,7 @@ class Architecture:
     compression_steps: tuple[str, ...] = ()
     training_details: tuple[dict[str, Any], ...] = ()  # one entry per stage
     count: Count | None = None  # None: no more than the layers say
+    data_seen: tuple[SeenData, ...] = ()  # the class folders that it was made with
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

@@ -31,7 +31,8 @@ pip install -r requirements.txt
 python model_loader.py --submission_dir . --data_dir DATA --baseline_size 50 --baseline_latency 10 \\
     --baseline_accuracy 80 --output_file results.json
 ```
-`DATA` holds a folder of images per class, named as in `class_names` of the architecture.
+`DATA` holds a folder of images per class, named as in `class_names` of the architecture; of `test/`, `val/`
+and `train/` (or the usual other names) in it the first that is there is scored, else all of it.
 
 ## Architecture
 {architecture}

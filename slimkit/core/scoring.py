@@ -32,6 +32,7 @@ from slimkit.core.measure.accuracy import Accuracy, evaluate
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import materialize, open_model_and_data
+from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
@@ -218,6 +219,8 @@ def _measure(
         latencies = measure_latencies(targets, runs=options.runs, threads=options.threads, progress=progress)
     if len(latencies) > 1:
         other["latency"] = latencies[1].mean
+    models = [classifier, baseline] if baseline else [classifier]
+    data = with_test_images(data, [model.architecture for model in models])
     if baseline and "accuracy" not in given:
         other["accuracy"] = _accuracy(options, baseline, data, progress).top1
     return _Measured(size, _accuracy(options, classifier, data, progress), latencies, other)

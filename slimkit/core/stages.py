@@ -25,6 +25,7 @@ from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.measure.size import size_breakdown
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.models.resolve import open_model_and_data
+from slimkit.core.models.seen import record_data
 from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.search import Finetune
@@ -153,6 +154,8 @@ def _write(
     architecture = made.architecture
     if not isinstance(options, TrainOptions):
         architecture = record_baseline(architecture, source)
+    if not (isinstance(options, TrainOptions) and options.epochs == 0):
+        architecture = record_data(architecture, data)
     figures = _figures(made, data, progress) | (known or {})
     written = write_folder(Classifier(made.module, architecture), options.output, force=options.force, figures=figures)
     remember(options.output, data.source)
@@ -174,5 +177,5 @@ def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict
         "macs_not_counted": ", ".join(count.not_counted) if count else "",
         "accuracy": accuracy.top1,
         "accuracy_images": accuracy.images,
-        "accuracy_split": f"held out of {data.name}'s training images",
+        "accuracy_split": f"kept out of training on {data.name}",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import zipfile
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import digits, torchvision_sets
-from slimkit.core.data.class_folders import read_class_folders
+from slimkit.core.data.class_folders import FileImages, read_class_folders
 from slimkit.core.data.images import Images, MemoryStore, StreamStore, fits_in_memory
 from slimkit.core.data.randomness import permutation
 from slimkit.core.data.sources import Collection
 from slimkit.core.data.trees import FolderTree, ZipTree
 from slimkit.core.errors import DataError, UsageError
 from slimkit.core.progress import Progress, silent
+from slimkit.standalone import model_loader
 
 log = logging.getLogger("slimkit")
 
@@ -37,8 +39,10 @@ class ImageSet:
     source: str  # as the user called it
     class_names: tuple[str, ...]  # sorted as strings
     preprocessing: Preprocessing
-    splits: Mapping[str, Images]  # some of "train", "holdout" and "test"
+    splits: Mapping[str, Images]  # some of "train", "holdout" and "test"; "all" besides where the set comes unsplit
     flip: bool  # whether an image's mirror image is of the same class
+    published_order: tuple[str, ...]  # of the classes: the one that others' weights know
+    sketch: str | None = None  # of the files that training images are carved from; see `model_loader.sketch`
 
     @property
     def train(self) -> Images:
@@ -56,6 +60,8 @@ class ImageSet:
         return self._split("test")
 
     def _split(self, split: str) -> Images:
+        if split not in self.splits and "all" in self.splits:
+            raise DataError(f"No class of {self.name} has two images, so none can be set aside.", "Add images.")
         if split not in self.splits:
             wanted = "test" if split == "test" else "training"
             raise DataError(f"{self.name} has no {wanted} images.", SPLIT_MEND)
@@ -63,16 +69,22 @@ class ImageSet:
 
 
 def open_dataset(
-    spec: str, *, image_size: int | None = None, resize: int | None = None, progress: Progress = silent
+    spec: str,
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    wanted: Preprocessing | None = None,
+    progress: Progress = silent,
 ) -> ImageSet:
     """Open a data set: `digits100`, a torchvision name, a folder or a .zip (for one called like a name, write ./name).
 
-    image_size: pixels of the network's input; None: what the set suggests, else 224. resize: pixels of the shorter
-    side before the centre is cut; None: in the set's usual proportion, else 256/224. `progress` shows a download.
+    wanted: the preprocessing that a model asks for; None: what the set suggests, else 256 and 224 pixels.
+    image_size: pixels of the network's input, where that is to be another. resize: pixels of the shorter side before
+    the centre is cut; None: in the same proportion as there. `progress` shows a download.
     Raises DataError, UsageError for sizes that can't be, and NetworkError where a download fails.
     """
     collection = find_collection(spec, progress)
-    preprocessing = _preprocessing(collection.suggested, image_size, resize)
+    preprocessing = _preprocessing(wanted or collection.suggested, image_size, resize)
     images = sum(len(source.labels) for source in collection.sources.values())
     held = fits_in_memory(images, preprocessing.resize)
     if not held:
@@ -81,7 +93,17 @@ def open_dataset(
         split: _all_of(MemoryStore(source, preprocessing) if held else StreamStore(source, preprocessing))
         for split, source in collection.sources.items()
     }
-    return ImageSet(collection.name, spec, collection.class_names, preprocessing, _split(whole), collection.flip)
+    carved_from = collection.sources.get("all", collection.sources.get("train"))
+    return ImageSet(
+        name=collection.name,
+        source=spec,
+        class_names=collection.class_names,
+        preprocessing=preprocessing,
+        splits=_split(whole),
+        flip=collection.flip,
+        published_order=collection.published_order or collection.class_names,
+        sketch=carved_from.sketch() if isinstance(carved_from, FileImages) else None,
+    )
 
 
 def find_collection(spec: str, progress: Progress = silent) -> Collection:
@@ -108,25 +130,25 @@ def label_map(model_names: Sequence[str], data_names: Sequence[str]) -> Tensor:
 
     The model may have more classes. Raises DataError that names the classes it lacks.
     """
-    places = {name: place for place, name in enumerate(model_names)}
-    if odd := [name for name in data_names if name not in places]:
+    places = model_loader.class_places(model_names)
+    if odd := [name for name in data_names if model_loader.normalized(name) not in places]:
         shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
         raise DataError(
             f"The model has no class called {shown}; its classes are {model_names[0]} … {model_names[-1]}.",
             "Name the data that the model was made with, or data with classes of the same names.",
         )
-    return torch.tensor([places[name] for name in data_names])
+    return torch.tensor([places[model_loader.normalized(name)] for name in data_names])
 
 
-def _preprocessing(suggested: Preprocessing, image_size: int | None, resize: int | None) -> Preprocessing:
-    crop = suggested.crop if image_size is None else image_size
-    resize = round(crop * suggested.resize / suggested.crop) if resize is None else resize
+def _preprocessing(usual: Preprocessing, image_size: int | None, resize: int | None) -> Preprocessing:
+    crop = usual.crop if image_size is None else image_size
+    resize = round(crop * usual.resize / usual.crop) if resize is None else resize
     if crop < 1 or resize < crop:
         raise UsageError(
             f"An image size of {crop} can't be cut from a shorter side of {resize} pixels.",
             "Give an --image-size of 1 or more, and a --resize that is not smaller.",
         )
-    return Preprocessing(resize=resize, crop=crop)
+    return dataclasses.replace(usual, resize=resize, crop=crop)
 
 
 def _all_of(store: MemoryStore | StreamStore) -> Images:
@@ -134,10 +156,12 @@ def _all_of(store: MemoryStore | StreamStore) -> Images:
 
 
 def _split(whole: Mapping[str, Images]) -> dict[str, Images]:
-    """Carve what the set does not come with: test from all, holdout from train."""
+    """Carve what the set does not come with: train and test from all, holdout from train."""
     splits = dict(whole)
     if "all" in splits:
-        splits["train"], splits["test"] = carve(splits.pop("all"), TEST_SHARE)
+        if splits["all"].labels.bincount().max() < 2:
+            return splits  # enough to score on
+        splits["train"], splits["test"] = carve(splits["all"], TEST_SHARE)
     if "train" in splits and "holdout" not in splits:
         splits["train"], splits["holdout"] = carve(splits["train"], HOLDOUT_SHARE)
     return splits

@@ -1,8 +1,9 @@
 """`digits100`: the 100 two-digit numbers, each composed from two handwritten digits. Needs no network.
 
 The handwritten digits are scikit-learn's bundled set (1797 of 8x8 pixels, from the UCI repository: Alpaydin and Kaynak
-1998). Three quarters of each digit's specimens make the training images, the others the test images. Size, place and
-colours vary from image to image, and everything about an image is a function of its split and index.
+1998). Three quarters of each digit's specimens make the training and the held-out images, in pools of their own, the
+others the test images. Size, place and colours vary from image to image, and everything about an image is a function of
+its split and index.
 """
 
 from functools import cache
@@ -20,14 +21,14 @@ NAME = "digits100"
 SIDE = 64  # pixels of the square canvas
 MARGIN = 4  # pixels left and right that stay empty, so that augmentation seldom cuts into a digit
 CLASS_NAMES = tuple(f"{number:02d}" for number in range(100))
-IMAGES_PER_CLASS = {"train": 80, "test": 20}
-KEYS = {"train": 1, "test": 2}  # of the random numbers
+IMAGES_PER_CLASS = {"train": 76, "holdout": 4, "test": 20}
+KEYS = {"train": 1, "holdout": 3, "test": 2}  # of the random numbers
 RAMP = np.linspace(0, 1, 256)[:, None]
-TRAIN_SHARE = 3 / 4  # of the specimens of each digit
+POOLS = {"train": (0, 2 / 3), "holdout": (2 / 3, 3 / 4), "test": (3 / 4, 1)}  # shares of each digit's specimens
 
 
 def digits100() -> Collection:
-    """The data set: 8000 training and 2000 test images."""
+    """The data set: 7600 training, 400 held-out and 2000 test images."""
     sources = {split: DigitPairs(split) for split in IMAGES_PER_CLASS}
     return Collection(NAME, CLASS_NAMES, sources, suggested=Preprocessing(resize=SIDE, crop=SIDE), flip=False)
 
@@ -78,8 +79,7 @@ def specimens(split: str) -> list[list[Image.Image]]:
     found = []
     for digit in range(10):
         own = pictures[bundle.target == digit]
-        count = round(len(own) * TRAIN_SHARE)
-        order = permutation(len(own), (digit,)).numpy()
-        chosen = order[:count] if split == "train" else order[count:]
+        start, end = (round(len(own) * share) for share in POOLS[split])
+        chosen = permutation(len(own), (digit,)).numpy()[start:end]
         found.append([Image.fromarray(picture) for picture in own[chosen]])
     return found

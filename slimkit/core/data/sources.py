@@ -32,3 +32,4 @@ class Collection:
     sources: Mapping[str, Source]
     suggested: Preprocessing = IMAGENET_PREPROCESSING
     flip: bool = True  # whether an image's mirror image is of the same class
+    published_order: tuple[str, ...] | None = None  # of the classes, where the set has one that isn't sorted

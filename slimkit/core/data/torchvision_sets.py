@@ -86,12 +86,12 @@ def torchvision_set(name: str, progress: Progress) -> Collection:
 
 def as_collection(name: str, datasets: dict[str, Any], recipe: Recipe) -> Collection:
     """The splits with their classes sorted by name as strings, whatever torchvision's order."""
-    own_names = _class_names(datasets["train"])
+    own_names = tuple(map(model_loader.normalized, _class_names(datasets["train"])))
     class_names = tuple(sorted(own_names))
     places = torch.tensor([class_names.index(own) for own in own_names])
     labels = {split: places[_labels(dataset, recipe.labels)] for split, dataset in datasets.items()}
     sources = {split: TorchvisionImages(dataset, labels[split]) for split, dataset in datasets.items()}
-    return Collection(name, class_names, sources, flip=recipe.flip)
+    return Collection(name, class_names, sources, flip=recipe.flip, published_order=own_names)
 
 
 def _splits(recipe: Recipe) -> dict[str, dict[str, Any]]:

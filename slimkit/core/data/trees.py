@@ -1,15 +1,18 @@
 """Folders and .zip files as one thing: a tree of named files."""
 
+import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from slimkit.core.errors import DataError
+from slimkit.standalone import model_loader
+
+log = logging.getLogger("slimkit")
 
 ZIP_MEND = "Pack the images into a new .zip, or unpack this one and name the folder."
 
@@ -35,14 +38,15 @@ class FolderTree:
     path: Path
 
     def names(self) -> list[str]:
-        """As `Tree.names`; links are followed, hidden files and folders are left out."""
-        found = []
-        for directory, folders, files in os.walk(self.path, followlinks=True, onerror=_raise_unreadable):
-            folders[:] = [folder for folder in folders if not folder.startswith(".")]
-            prefix = Path(directory).relative_to(self.path).as_posix() + "/"
-            prefix = "" if prefix == "./" else prefix
-            found += [prefix, *(prefix + file for file in files)]
-        return _visible(found)
+        """As `Tree.names`; links are followed to folders that are not read anyway, hidden files are left out."""
+        try:
+            names, remarks = model_loader.walk(self.path)
+        except OSError as error:
+            reason = f"{error.filename} can't be read: {error.strerror}."
+            raise DataError(reason, "Check the folder's permissions.") from error
+        for remark in remarks:
+            log.warning("%s", remark)
+        return names
 
     def read(self, name: str) -> bytes:
         """As `Tree.read`."""
@@ -64,7 +68,7 @@ class ZipTree:
         for name in names:
             if name.startswith("/") or name[1:2] == ":" or "\\" in name or ".." in PurePosixPath(name).parts:
                 raise DataError(f"{self.path} holds the unsafe name {name!r}.", ZIP_MEND)
-        return _visible(names)
+        return model_loader.visible(names)
 
     def read(self, name: str) -> bytes:
         """As `Tree.read`."""
@@ -81,16 +85,3 @@ def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{path} is not a readable .zip: {error}.", ZIP_MEND) from error
-
-
-def _visible(names: Iterable[str]) -> list[str]:
-    """Sorted, each once, without hidden files and what file managers add."""
-    return sorted(name for name in set(names) if name and not any(_is_hidden(part) for part in name.split("/")))
-
-
-def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part in {"__MACOSX", "Thumbs.db", "desktop.ini"}
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise DataError(f"{error.filename} can't be read: {error.strerror}.", "Check the folder's permissions.")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from slimkit.core.data import ImageSet, label_map
+from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.distillation.losses import DistillationLoss
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier, read_folder
 from slimkit.core.models.lineage import find_baseline, weights_sha256
-from slimkit.core.models.resolve import is_folder, open_named
+from slimkit.core.models.resolve import class_order, is_folder, open_named
 from slimkit.core.options import DistillOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.loop import fit
@@ -37,7 +37,8 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
         temperature=options.temperature,
         alpha=options.alpha,
     )
-    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
+    view = teacher_view(teacher, data, progress)
+    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress, view)
     detail = training_detail("distill", data, fit_options, history)
     detail |= {
         "teacher": name,
@@ -48,6 +49,15 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
     architecture = with_detail(classifier.architecture, detail)
     steps = (*architecture.compression_steps, f"distill: {options.epochs} epochs from {name}")
     return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))
+
+
+def teacher_view(teacher: Classifier, data: ImageSet, progress: Progress = silent) -> ImageSet | None:
+    """The images of `data` as the teacher wants them, or None where that is how the student has them."""
+    wanted = teacher.architecture.preprocessing
+    if wanted == data.preprocessing:
+        return None
+    log.info("the teacher sees the images in its own preprocessing: %d pixels of %d", wanted.crop, wanted.resize)
+    return open_dataset(data.source, wanted=wanted, progress=progress)
 
 
 def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -> Classifier:
@@ -68,4 +78,4 @@ def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -
             "Give its weights with --teacher-weights FILE, or name a model folder.",
         )
     named = dataclasses.replace(options, model=options.teacher, weights=options.teacher_weights, pretrained=False)
-    return open_named(named, data.class_names, data.preprocessing)
+    return open_named(named, class_order(named.weights, data), data.preprocessing)

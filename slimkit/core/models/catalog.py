@@ -1,6 +1,5 @@
 """Networks by name: every torchvision classifier, and the contest's SlimResNet18."""
 
-import dataclasses
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -52,30 +51,40 @@ def without_auxiliary_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
 
 
-def pretrained_preprocessing(name: str, preprocessing: Preprocessing) -> Preprocessing:
-    """The preprocessing that torchvision's ImageNet weights want.
+def pretrained_preprocessing(name: str) -> Preprocessing:
+    """The preprocessing that torchvision's ImageNet weights want. Raises UsageError where there are none.
 
     Two networks' weights come with `transform_input`: they normalize anew, to a mean and deviation of 0.5, what was
     normalized by ImageNet's.
     """
-    if name not in ("googlenet", "inception_v3"):
-        return preprocessing
-    return dataclasses.replace(preprocessing, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    wanted = _pretrained_weights(name).transforms()
+    normalizes_anew = name in ("googlenet", "inception_v3")
+    return Preprocessing(
+        resize=wanted.resize_size[0],
+        crop=wanted.crop_size[0],
+        mean=(0.5, 0.5, 0.5) if normalizes_anew else tuple(wanted.mean),
+        std=(0.5, 0.5, 0.5) if normalizes_anew else tuple(wanted.std),
+        interpolation=wanted.interpolation.value,
+    )
 
 
 def pretrained_state(name: str) -> dict[str, Any]:
     """The state dict of torchvision's ImageNet weights, downloaded once. Raises NetworkError, UsageError."""
-    if name == CONTEST_NAME:
-        raise UsageError(f"There are no ImageNet weights of {name}.", "Leave --pretrained out, or name resnet18.")
-    weights = _models().get_model_weights(name).DEFAULT
     try:
-        state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True)
+        state: dict[str, Any] = _pretrained_weights(name).get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError) as error:
         raise NetworkError(
             f"torchvision's ImageNet weights of {name} can't be downloaded: {error}.",
             "Connect to the network, or give a file with --weights.",
         ) from error
     return state
+
+
+def _pretrained_weights(name: str) -> Any:
+    """torchvision's entry for them; nothing is downloaded."""
+    if name == CONTEST_NAME:
+        raise UsageError(f"There are no ImageNet weights of {name}.", "Leave --pretrained out, or name resnet18.")
+    return _models().get_model_weights(name).DEFAULT
 
 
 def _slim_resnet18(num_classes: int, width: int) -> nn.Module:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
-import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
-from slimkit.core.errors import FolderError, ModelError, UsageError
-from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
+from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.folder import METADATA, Classifier, read_architecture, read_folder, write_folder
 from slimkit.core.measure.macs import count_network
 from slimkit.core.models.catalog import (
     build_named,
@@ -27,6 +24,7 @@ from slimkit.core.models.catalog import (
     pretrained_state,
     without_auxiliary_heads,
 )
+from slimkit.core.models.checkpoint import read_checkpoint
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.models.lineage import recorded_data
 from slimkit.core.options import ModelOptions
@@ -45,38 +43,53 @@ def open_model_and_data(
     """Open the model of `options`, and the data that it is to be used with.
 
     A folder's data are those that it was made with unless `options.data` names others, which must have the model's
-    classes. A named model gets its classes and its input size from the data. Raises SlimkitError.
+    classes. A named model gets its classes from the data, and its input size from `pretrained` weights, else from the
+    data. Raises SlimkitError.
     """
     if is_folder(options.model):
         _reject_weights(options)
         classifier = read_folder(Path(options.model))
         return classifier, open_data_for(classifier, options, progress=progress)
     data = open_dataset(
-        options.data or DEFAULT_DATA, image_size=options.image_size, resize=options.resize, progress=progress
+        options.data or DEFAULT_DATA,
+        image_size=options.image_size,
+        resize=options.resize,
+        wanted=pretrained_preprocessing(options.model) if options.pretrained else None,
+        progress=progress,
     )
-    classifier = open_named(options, data.class_names, data.preprocessing, width=width)
-    return classifier, _normalized_for(classifier.architecture, data)
+    classifier = open_named(options, class_order(options.weights, data), data.preprocessing, width=width)
+    return classifier, data
 
 
 def open_data_for(classifier: Classifier, options: ModelOptions, *, progress: Progress = silent) -> ImageSet:
     """The data of `options`, preprocessed as the model wants them; its classes must be known to the model."""
     architecture = classifier.architecture
-    preprocessing = architecture.preprocessing
     data = open_dataset(
         options.data or recorded_data(classifier) or DEFAULT_DATA,
-        image_size=options.image_size or preprocessing.crop,
-        resize=options.resize or (None if options.image_size else preprocessing.resize),
+        image_size=options.image_size,
+        resize=options.resize,
+        wanted=architecture.preprocessing,
         progress=progress,
     )
     label_map(architecture.class_names, data.class_names)
-    return _normalized_for(architecture, data)
+    return data
 
 
-def _normalized_for(architecture: Architecture, data: ImageSet) -> ImageSet:
-    wanted = architecture.preprocessing
-    return dataclasses.replace(
-        data, preprocessing=dataclasses.replace(data.preprocessing, mean=wanted.mean, std=wanted.std)
-    )
+def class_order(weights: Path | None, data: ImageSet) -> tuple[str, ...]:
+    """The classes in the order of a named network's outputs.
+
+    Weights from outside know a published set in the order that it is published in; those in a model folder know the
+    folder's; all else is sorted.
+    """
+    if weights is None:
+        return data.class_names
+    if (weights.parent / METADATA).exists():
+        own = read_architecture(weights.parent).class_names
+        if set(own) == set(data.class_names):
+            return own
+    if data.published_order != data.class_names:
+        log.info("%s: its outputs are taken to be in the order of %s.", weights, data.name)
+    return data.published_order
 
 
 def open_named(
@@ -88,11 +101,11 @@ def open_named(
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
-        _fill(module, without_auxiliary_heads(read_state_dict(options.weights)), options.weights, num_classes)
+        state = read_checkpoint(options.weights, module.state_dict().keys())
+        _fill(module, without_auxiliary_heads(state), options.weights, num_classes)
         log.info("Held-out accuracy reads high where the weights of %s saw the held-out images.", options.weights.name)
     elif options.pretrained:
         _fill_pretrained(module, name, num_classes)
-        preprocessing = pretrained_preprocessing(name, preprocessing)
     else:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
     return _as_classifier(module, name, class_names, preprocessing)
@@ -120,23 +133,6 @@ def materialize(classifier: Classifier) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="slimkit-") as folder:
         yield write_folder(classifier, Path(folder) / "model").folder or Path(folder)
-
-
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """A plain state dict from `file`; nothing in it is executed. Raises FolderError."""
-    if not file.is_file():
-        raise FolderError(f"There is no file {file}.", "Check the path given with --weights.")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FolderError(
-            f"{file} can't be read as plain weights: {reason}",
-            "Save a state dict of tensors: torch.save(model.state_dict(), FILE).",
-        ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FolderError(f"{file} holds no state dict.", "Save one: torch.save(model.state_dict(), FILE).")
-    return dict(state)
 
 
 def _as_classifier(

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,8 @@ from slimkit.core.training.schedule import learning_rate, training_size
 
 log = logging.getLogger("slimkit")
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits [n, classes], inputs [n, 3, h, w], labels [n] -> scalar
+# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels [n] -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,12 @@ def fit(
     options: FitOptions,
     loss: Loss,
     progress: Progress = silent,
+    loss_data: ImageSet | None = None,
 ) -> tuple[Epoch, ...]:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch on the held-out images.
 
-    `class_names` are those of the module's outputs; the data's classes are found among them by name.
+    `class_names` are those of the module's outputs; the data's classes are found among them by name. `loss_data` are
+    the same images in the preprocessing of the loss's own network, where that is another than the module's.
     Raises ModelError when the loss is no longer finite, DataError for a class that the module does not know.
     """
     classes = label_map(class_names, data.class_names)
@@ -71,7 +74,7 @@ def fit(
             computing(seed=(options.seed * 1_000_003 + epoch) % 2**63),
             progress(f"epoch {epoch + 1}/{options.epochs}", len(data.train)) as advance,
         ):
-            mean_loss = _train_epoch(module, data, classes, options, loss, optimizer, epoch, advance)
+            mean_loss = _train_epoch(module, data, classes, options, loss, optimizer, epoch, advance, loss_data)
         module.eval()
         held_out = evaluate(module, data.holdout, data.preprocessing, device=str(options.device), label_map=classes)
         accuracy = held_out.top1
@@ -96,19 +99,20 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     advance: Advance,
+    loss_data: ImageSet | None,
 ) -> float:
     """One pass over the training images; gives the mean loss."""
     module.train()
     order = _whole_batches(epoch_order(len(data.train), options.seed, epoch), options.batch_size)
     batches = math.ceil(len(order) / options.batch_size)
     size = _size(data, options, epoch)
+    views = _views(data, order, options, epoch, size)
+    others = _views(loss_data, order, options, epoch) if loss_data else None
     total = 0.0
-    for i, (pixels, labels, indices) in enumerate(data.train.batches(order, options.batch_size)):
-        inputs = augment(
-            pixels, indices, epoch=epoch, seed=options.seed, size=size, flip=data.flip, preprocessing=data.preprocessing
-        )
+    for i, (inputs, labels) in enumerate(views):
+        seen_by_loss = next(others)[0] if others else inputs
         rate = learning_rate(epoch * batches + i, options.epochs * batches, options.lr)
-        value = _step(module, inputs.to(options.device), classes[labels].to(options.device), loss, optimizer, rate)
+        value = _step(module, inputs, seen_by_loss, classes[labels].to(options.device), loss, optimizer, rate)
         if not math.isfinite(value):
             raise ModelError(f"The loss is {value} in epoch {epoch + 1}: training diverged.", "Give a lower --lr.")
         total += value * len(labels)
@@ -122,8 +126,25 @@ def _size(data: ImageSet, options: FitOptions, epoch: int) -> int:
     return training_size(epoch, options.epochs, crop) if options.progressive else crop
 
 
+def _views(
+    data: ImageSet, order: Tensor, options: FitOptions, epoch: int, size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training images at `order`, augmented and on the device [n, 3, size, size], with their labels [n]."""
+    for pixels, labels, indices in data.train.batches(order, options.batch_size):
+        inputs = augment(
+            pixels, indices, epoch=epoch, seed=options.seed, size=size, flip=data.flip, preprocessing=data.preprocessing
+        )
+        yield inputs.to(options.device), labels
+
+
 def _step(
-    module: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, optimizer: torch.optim.Optimizer, rate: float
+    module: nn.Module,
+    inputs: Tensor,
+    seen_by_loss: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
 ) -> float:
     """One step on one batch at the learning rate `rate`; gives the loss."""
     for group in optimizer.param_groups:
@@ -131,7 +152,7 @@ def _step(
     inputs = inputs.contiguous(memory_format=memory_format(module))
     with autocast(inputs):
         logits = module(inputs)
-    value = loss(logits.float(), inputs, labels)
+    value = loss(logits.float(), seen_by_loss, labels)
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
     optimizer.step()

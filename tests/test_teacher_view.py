@@ -1,0 +1,83 @@
+"""A teacher with another preprocessing sees each image as it was trained to, and the student as before."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_classifier
+from PIL import Image
+from torch import Tensor
+
+from slimkit.core.architecture import Preprocessing
+from slimkit.core.data import open_dataset
+from slimkit.core.distillation.stage import teacher_view
+from slimkit.core.folder import Classifier, write_folder
+from slimkit.core.options import DistillOptions, TrainOptions
+from slimkit.core.stages import run_distill
+from slimkit.core.training.loop import fit
+from slimkit.core.training.stage import fit_options_of
+
+WANTED = Preprocessing(resize=60, crop=48, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2), interpolation="bicubic")
+SHADES = {"ant": 51, "bee": 102, "cat": 204}
+
+
+def _teacher() -> Classifier:
+    classifier = small_classifier()
+    architecture = dataclasses.replace(classifier.architecture, preprocessing=WANTED, input_shape=(3, 48, 48))
+    return dataclasses.replace(classifier, architecture=architecture)
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> Path:
+    """Images of one shade each, which tells their class whatever part of them is seen."""
+    for split in ("train", "val"):
+        for name, shade in SHADES.items():
+            folder = tmp_path / "shades" / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (70, 64), (shade, shade, shade)).save(folder / f"{number}.png")
+    return tmp_path / "shades"
+
+
+def test_both_see_the_same_image_each_in_its_own_preprocessing(shades: Path) -> None:
+    student = small_classifier()
+    data = open_dataset(str(shades), wanted=student.architecture.preprocessing)
+    view = teacher_view(_teacher(), data)
+    assert view is not None
+    seen = []
+
+    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        seen.append((inputs, labels))
+        return logits.square().mean()
+
+    options = fit_options_of(TrainOptions(device="cpu", batch_size=3), 1, 0.001, progressive=False)
+    fit(student.module, student.architecture.class_names, data, options, loss, loss_data=view)
+    assert sum(len(labels) for _, labels in seen) == len(data.train)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (WANTED.mean, WANTED.std))
+    for inputs, labels in seen:
+        assert inputs.shape[1:] == (3, 48, 48)
+        shade = torch.tensor(list(SHADES.values()))[labels].view(-1, 1, 1, 1) / 255
+        torch.testing.assert_close(inputs, ((shade - mean) / std).expand_as(inputs), atol=1e-4, rtol=0)
+
+
+def test_a_teacher_with_the_students_preprocessing_needs_none_of_its_own(shades: Path) -> None:
+    student = small_classifier()
+    data = open_dataset(str(shades), wanted=student.architecture.preprocessing)
+    assert teacher_view(student, data) is None
+
+
+def test_distillation_from_a_teacher_of_another_size(shades: Path, tmp_path: Path) -> None:
+    write_folder(_teacher(), tmp_path / "teacher")
+    write_folder(small_classifier(), tmp_path / "student")
+    options = DistillOptions(
+        model=str(tmp_path / "student"),
+        teacher=str(tmp_path / "teacher"),
+        data=str(shades),
+        epochs=1,
+        batch_size=4,
+        output=tmp_path / "distilled",
+        threads=1,
+    )
+    architecture = run_distill(options).architecture
+    assert architecture.preprocessing == small_classifier().architecture.preprocessing
