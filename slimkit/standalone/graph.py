@@ -195,8 +195,9 @@ def evaluate_size(size: Any, shape: Sequence[int]) -> int:
     if isinstance(size, int):
         return size
     if size[0] == "image":
-        return shape[size[1]]
-    return SIZES[size[0]](evaluate_size(size[1], shape), evaluate_size(size[2], shape))
+        return shape[int(size[1])]
+    first, second = (evaluate_size(part, shape) for part in size[1:])
+    return SIZES[size[0]](first, second)
 
 
 class GraphNetwork(nn.Module):
@@ -236,7 +237,8 @@ class GraphNetwork(nn.Module):
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of that name."""
         registry, attribute = self._place(name)
-        return registry[attribute]
+        found: Tensor = registry[attribute]
+        return found
 
     def _register(self, name: str, tensor: Tensor) -> None:
         *containers, attribute = name.split(".")

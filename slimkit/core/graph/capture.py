@@ -18,10 +18,12 @@ from slimkit.core.errors import ModelError, first_line
 from slimkit.core.graph.functional import functionalize
 from slimkit.core.graph.node import Graph
 from slimkit.core.graph.normalize import normalize
+from slimkit.core.graph.patience import OutOfTime, within
 from slimkit.core.graph.source import is_users
 from slimkit.core.measure.modes import evaluating
 
 BATCH = 2  # a batch of one would be taken for a constant
+PATIENCE = 30.0  # seconds of CPU time; a network of 1,000 operations takes a fifth of it
 
 
 def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int | None = None) -> Graph:
@@ -66,12 +68,16 @@ def on_cpu(module: nn.Module) -> nn.Module:
 
 
 def _export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+    """The exported program; height and width are fixed where their arithmetic takes torch too long, as in Swin."""
     images = torch.zeros(BATCH, *input_shape)
-    space = range(2, images.dim())
-    free = {0: Dim.AUTO, **dict.fromkeys(space, Dim.AUTO)}
+    batch, space = {0: Dim.AUTO}, dict.fromkeys(range(2, images.dim()), Dim.AUTO)
     with evaluating(module), torch.no_grad(), _silent():
         try:
-            return torch.export.export(module, (images,), dynamic_shapes=(free,), strict=False)
+            try:
+                with within(PATIENCE):
+                    return torch.export.export(module, (images,), dynamic_shapes=(batch | space,), strict=False)
+            except OutOfTime:
+                return torch.export.export(module, (images,), dynamic_shapes=(batch,), strict=False)
         except Exception as error:  # the network's own code runs here, and may raise anything
             raise ModelError(
                 f"{type(module).__name__} can't be captured{_where(error)}: {first_line(error)}",

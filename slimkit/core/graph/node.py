@@ -1,4 +1,4 @@
-"""The normal form of a network: frozen nodes, each one operation of `standalone/graph.py`, and the tensors they read."""
+"""The normal form of a network: frozen nodes, each an operation of `standalone/graph.py`, and the tensors they read."""
 
 from __future__ import annotations
 

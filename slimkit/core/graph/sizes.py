@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 
-import sympy
+import sympy  # type: ignore[import-untyped]  # it carries no types
 import torch
 
 from slimkit.core.errors import ModelError
@@ -47,4 +47,4 @@ def _read(expression: sympy.Expr, symbols: Mapping[str, int]) -> Size | int:
         raise ModelError(f"The network computes the size {expression}.", "Compute sizes by whole numbers.")
     function = _FUNCTIONS[kind]
     parts = [_read(part, symbols) for part in expression.args]
-    return reduce(lambda a, b: Size(function, (a, b)), parts)  # type: ignore[arg-type, return-value]  # a literal
+    return reduce(lambda a, b: Size(function, (a, b)), parts)  # type: ignore[arg-type]  # a literal
