@@ -29,7 +29,6 @@ OPERATIONS: dict[str, str] = {
     "layer_norm": "layer_norm",
     "rms_norm": "rms_norm",
     "prelu": "prelu",
-    "embedding": "embedding",
     # products of activations
     "matmul": "matmul",
     "bmm": "bmm",
@@ -44,7 +43,6 @@ OPERATIONS: dict[str, str] = {
         for name in [
             "relu",
             "relu6",
-            "hardtanh",
             "hardswish",
             "hardsigmoid",
             "silu",
@@ -154,12 +152,14 @@ OPERATIONS: dict[str, str] = {
     "gather": "gather",
     "flip": "flip",
     "roll": "roll",
+    "select_scatter": "select_scatter",
+    "slice_scatter": "slice_scatter",
+    "contiguous": "contiguous",
     "tril": "tril",
     "triu": "triu",
     # numbers that are not computed from the image
     "arange": "arange.start_step",
     "full": "full",
-    "full_like": "full_like",
 }
 
 
@@ -177,17 +177,35 @@ DTYPES = {
     for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
 
+MEMORY_FORMATS = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "channels_last_3d")}
+
 Values = Mapping[str, Any]
 Resolver = Callable[[Values, torch.Size], Any]
 
 
 @functools.cache
 def overload(operation: str) -> Any:
-    """The function of torch.ops.aten that computes an operation. Raises ValueError for one that is not listed."""
+    """The function of torch.ops.aten that computes an operation. Raises ValueError for one that is not listed.
+
+    Of several results the first one counts.
+    """
     if operation not in OPERATIONS:
         raise ValueError(f"there is no operation called {operation!r}")
     packet, _, name = OPERATIONS[operation].partition(".")
     return getattr(getattr(torch.ops.aten, packet), name or "default")
+
+
+def plain_argument(name: str, value: Any) -> Any:
+    """What torch takes for an argument that JSON holds by its name: a dtype or a memory format."""
+    if value is None or name not in ("dtype", "memory_format"):
+        return value
+    return DTYPES[value] if name == "dtype" else MEMORY_FORMATS[value]
+
+
+def call(operation: str, arguments: Mapping[str, Any]) -> Any:
+    """The value of an operation, all of whose arguments are there."""
+    result = overload(operation)(**{name: plain_argument(name, value) for name, value in arguments.items()})
+    return result[0] if isinstance(result, tuple) else result
 
 
 def evaluate_size(size: Any, shape: Sequence[int]) -> int:
@@ -305,7 +323,8 @@ class _Step:
             arguments[name] = resolve(values, shape)
         for name, module in self._modes:
             arguments[name] = arguments[name] or module.training
-        return self._function(**arguments)
+        result = self._function(**arguments)
+        return result[0] if isinstance(result, tuple) else result
 
     def _read_modes(self, layer: Mapping[str, Any]) -> list[tuple[str, nn.Module]]:
         """The arguments that say whether this is training, each with the module that knows."""
@@ -317,8 +336,7 @@ class _Step:
         return []
 
     def _take(self, name: str, value: Any) -> None:
-        if name == "dtype" and value is not None:
-            value = DTYPES[value]
+        value = plain_argument(name, value)
         resolve = self._resolver(value)
         if resolve is None:
             self._fixed[name] = value

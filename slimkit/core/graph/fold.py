@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimkit.core.graph.node import Argument, Input, Node, Size, Weight
-from slimkit.standalone.graph import DTYPES, overload
+from slimkit.standalone.graph import call
 
 COMPUTED = "computed"  # the path of tensors that have no name in the user's network
 
@@ -49,10 +49,8 @@ def _compute(node: Node, values: Mapping[str, Tensor], tensors: Mapping[str, Ten
         return [fill(part) for part in value] if isinstance(value, tuple) else value
 
     arguments = {name: fill(value) for name, value in node.arguments.items()}
-    if isinstance(dtype := arguments.get("dtype"), str):
-        arguments["dtype"] = DTYPES[dtype]
     with torch.no_grad():
-        result: Tensor = overload(node.operation)(**arguments)
+        result: Tensor = call(node.operation, arguments)
         return result.detach().clone()
 
 

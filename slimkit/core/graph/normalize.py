@@ -23,7 +23,7 @@ from slimkit.core.graph.source import module_path, source_line
 from slimkit.core.graph.spellings import SPELLINGS, Call, Parts, Result
 from slimkit.standalone.graph import DTYPES, OPERATIONS
 
-_IGNORED = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "cudnn_enabled", "copy"})
+_IGNORED = frozenset({"device", "layout", "pin_memory", "non_blocking", "cudnn_enabled", "copy"})
 _NO_VALUE = ("_assert", "sym_constrain", "sym_size", "_guards_fn")  # calls that give no tensor and none reads
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -69,9 +69,7 @@ class _Reader:
             name = own.get(id(tensor), target)
             self.tensors[name] = tensor
             self._results[node] = Weight(name)
-        self._symbols = {
-            str(size): dim for dim, size in enumerate(self._image.meta["val"].shape) if not isinstance(size, int)
-        }
+        self._symbols = _free_symbols(self._image.meta["val"].shape)
 
     def _tensor(self, module: nn.Module, target: str) -> Tensor:
         """A parameter or buffer of the module, or a constant that its code makes."""
@@ -193,9 +191,17 @@ class _Reader:
             return tuple(self._encode(part, inputs) for part in value)
         if isinstance(value, torch.dtype):
             return _dtype_name(value)
+        if isinstance(value, torch.memory_format):
+            return str(value).removeprefix("torch.")
         if value is None or isinstance(value, Weight | Size | bool | int | float | str):
             return value
         raise ModelError(f"The network computes with {value!r}, which slimkit can't write down.", "Rewrite that line.")
+
+
+def _free_symbols(shape: Sequence[int | torch.SymInt]) -> dict[str, int]:
+    """The dimension that each symbol of the images' shape stands for; one that turned out to be fixed has none."""
+    sizes = [(dim, size.node.expr) for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+    return {str(expression): dim for dim, expression in sizes if expression.is_Symbol}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

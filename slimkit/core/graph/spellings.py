@@ -91,6 +91,15 @@ def _same(call: Call) -> Result:
     return call.emitter.result(next(iter(call.arguments.values())))
 
 
+def _contiguous(call: Call) -> Result:
+    """Another order in memory counts: kernels add up in the order that they find."""
+    memory_format = call.arguments.get("memory_format")
+    memory_format = torch.contiguous_format if memory_format == 0 else memory_format  # the schema's own default
+    if memory_format in (None, torch.preserve_format) or call.value.stride() == call.own_input.stride():
+        return _same(call)
+    return call.emit("contiguous", {"self": call["self"], "memory_format": memory_format})
+
+
 def _reshape(call: Call) -> Result:
     if tuple(call.value.shape) == tuple(call.own_input.shape):
         return _same(call)
@@ -99,6 +108,15 @@ def _reshape(call: Call) -> Result:
 
 def _expand(call: Call) -> Result:
     return call.emit("expand", {"self": call["self"], "size": list(call.value.shape)})
+
+
+def _copy(call: Call) -> Result:
+    """The values of another tensor, in the shape of this one."""
+    source = call["src"]
+    assert isinstance(source, fx.Node)
+    if tuple(source.meta["val"].shape) == tuple(call.value.shape):
+        return call.passed("src")
+    return call.emit("expand", {"self": source, "size": list(call.value.shape)})
 
 
 def _slice(call: Call) -> Result:
@@ -316,7 +334,7 @@ def _dropout(call: Call) -> Result:
 def _to(call: Call) -> Result:
     """Another dtype, unless it is the same; the device is always that of the network."""
     if call.value.dtype == call.own_input.dtype:
-        return _same(call)
+        return _contiguous(call)
     return call.emit("to", {"self": call["self"], "dtype": call.value.dtype})
 
 
@@ -385,7 +403,7 @@ def _without_tensors(operation: str) -> Spelling:
 
 
 _SAME = (
-    "contiguous clone detach alias lift lift_fresh lift_fresh_copy positive requires_grad alpha_dropout "
+    "detach alias lift lift_fresh lift_fresh_copy positive requires_grad alpha_dropout "
     "feature_alpha_dropout _conj resolve_conj resolve_neg view_as_real"
 )
 SPELLINGS: dict[str, Spelling] = {
@@ -417,8 +435,10 @@ SPELLINGS: dict[str, Spelling] = {
     **{f"replication_pad{n}d": _pad("replicate") for n in (1, 2, 3)},
     "pad": lambda call: call.emit("pad"),
     "constant_pad_nd": _pad("constant"),
+    **dict.fromkeys(("contiguous", "clone"), _contiguous),
     "max": _extreme("amax", "argmax"),
     "min": _extreme("amin", None),
+    "copy": _copy,
     "slice": _slice,
     "narrow": _narrow,
     "unbind": _unbind,
