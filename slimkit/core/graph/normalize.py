@@ -104,7 +104,7 @@ class _Reader:
                 "Give --output-index one of these.",
             )
         if len(tensors) != 1 and output_index is None:
-            shapes = ", ".join(str(tuple(out.meta["val"].shape[1:])) for out in tensors)
+            shapes = ", ".join(str(_traced_shape(out.meta["val"])[1:]) for out in tensors)
             raise ModelError(
                 f"The network has {len(tensors)} outputs, of shapes {shapes or 'unknown'} for one image.",
                 "Choose the one that gives the logits with --output-index, counted from 0.",
@@ -202,6 +202,11 @@ def _free_symbols(shape: Sequence[int | torch.SymInt]) -> dict[str, int]:
     """The dimension that each symbol of the images' shape stands for; one that turned out to be fixed has none."""
     sizes = [(dim, size.node.expr) for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     return {str(expression): dim for dim, expression in sizes if expression.is_Symbol}
+
+
+def _traced_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape for the images that the network was exported with."""
+    return tuple(size.node.hint if isinstance(size, torch.SymInt) else size for size in tensor.shape)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
