@@ -147,6 +147,7 @@ CASES: dict[str, list[Callable[[], Case]]] = {
     "div_rounded": _of(lambda x: torch.div(x, 0.3, rounding_mode="floor")),
     "pow": _of(lambda x: x**2, lambda x: _positive(x) ** 0.5),
     "pow_tensor": _of(lambda x: _positive(x) ** x),
+    "addcmul": _of(lambda x: torch.addcmul(x, x, x * 2, value=0.5)),
     "maximum": _of(lambda x: torch.maximum(x, x * x), lambda x: torch.max(x, x * 2)),
     "minimum": _of(lambda x: torch.minimum(x, x * x)),
     "where": _of(lambda x: torch.where(x > 0, x, x * 0.1)),

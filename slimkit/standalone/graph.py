@@ -90,6 +90,7 @@ OPERATIONS: dict[str, str] = {
     "div_rounded": "div.Tensor_mode",
     "pow": "pow.Tensor_Scalar",
     "pow_tensor": "pow.Tensor_Tensor",
+    "addcmul": "addcmul",
     "maximum": "maximum",
     "minimum": "minimum",
     "where": "where.self",
