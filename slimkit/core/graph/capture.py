@@ -1,0 +1,105 @@
+"""From a user's network to its graph, by torch.export."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from slimkit.core.errors import ModelError, first_line
+from slimkit.core.graph.functional import functionalize
+from slimkit.core.graph.node import Graph
+from slimkit.core.graph.normalize import normalize
+from slimkit.core.graph.patience import OutOfTime, within
+from slimkit.core.graph.source import is_users
+from slimkit.core.measure.modes import evaluating
+
+BATCH = 2  # a batch of one would be taken for a constant
+PATIENCE = 30.0  # seconds of CPU time; a network of 1,000 operations takes a fifth of it
+
+
+def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int | None = None) -> Graph:
+    """The graph of a network in eval mode for images of `input_shape` (channels, height, width); `module` stays.
+
+    Its tensors are those of `module` itself, in float32 on the CPU. The number of images is free, and so are height and
+    width where the network lets them be. What is computed from weights alone is computed once, here.
+    output_index: which of several outputs, flattened, gives the logits.
+
+    Raises ModelError, with the line of the user's code, for a network that torch.export can't capture, that calls an
+    operation which is not in `standalone.graph.OPERATIONS`, or whose outputs are several.
+    """
+    module = on_cpu(unwrap(module))
+    program = _export(module, tuple(input_shape))
+    return normalize(functionalize(program), module, tuple(input_shape), output_index)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside of what DataParallel, torch.compile and weight averaging wrap around it.
+
+    Raises ModelError for TorchScript, whose code is not there any more.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{module.original_name} is TorchScript, which can't be captured.", "Give the network that it was made of."
+        )
+    wrapped = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
+    wrapped[torch.optim.swa_utils.AveragedModel] = "module"
+    wrapped[torch._dynamo.OptimizedModule] = "_orig_mod"
+    for kind, attribute in wrapped.items():
+        if isinstance(module, kind):
+            return unwrap(module.get_submodule(attribute))
+    return module
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """The network in float32 on the CPU: itself, or a copy where it isn't there."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
+        return module
+    return copy.deepcopy(module).cpu().float()
+
+
+def _export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+    """The exported program; height and width are fixed where their arithmetic takes torch too long, as in Swin."""
+    images = torch.zeros(BATCH, *input_shape)
+    batch, space = {0: Dim.AUTO}, dict.fromkeys(range(2, images.dim()), Dim.AUTO)
+    with evaluating(module), torch.no_grad(), _silent():
+        try:
+            try:
+                with within(PATIENCE):
+                    return torch.export.export(module, (images,), dynamic_shapes=(batch | space,), strict=False)
+            except OutOfTime:
+                return torch.export.export(module, (images,), dynamic_shapes=(batch,), strict=False)
+        except Exception as error:  # the network's own code runs here, and may raise anything
+            raise ModelError(
+                f"{type(module).__name__} can't be captured{_where(error)}: {first_line(error)}",
+                f"Check that it takes images of shape {tuple(input_shape)}; let its forward() not depend on the values "
+                "of tensors.",
+            ) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what torch.export says of its own inner life."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _where(error: Exception) -> str:
+    """The last line of the user's own code that an error came through: " at net.py:12 (x = x[idx])"."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""

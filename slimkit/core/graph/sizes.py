@@ -1,0 +1,50 @@
+"""Sizes that depend on the images, from torch's symbolic integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+import sympy  # type: ignore[import-untyped]  # it carries no types
+import torch
+
+from slimkit.core.errors import ModelError
+from slimkit.core.graph.node import Size
+
+_FUNCTIONS = {
+    "Add": "add",
+    "Mul": "mul",
+    "FloorDiv": "floordiv",
+    "CleanDiv": "floordiv",
+    "Mod": "mod",
+    "PythonMod": "mod",
+    "Max": "max",
+    "Min": "min",
+}
+
+
+def read_size(value: object, symbols: Mapping[str, int]) -> Size | int | float | bool:
+    """A traced integer as a function of the images' shape; symbols: the dimension that each symbol stands for.
+
+    Raises ModelError for what is no such function.
+    """
+    if isinstance(value, bool | int | float):
+        return value
+    if not isinstance(value, torch.SymInt):
+        raise ModelError(f"The network computes with {value!r}.", "Compute sizes from the shape of the images.")
+    return _read(value.node.expr, symbols)
+
+
+def _read(expression: sympy.Expr, symbols: Mapping[str, int]) -> Size | int:
+    kind = type(expression).__name__
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Symbol and str(expression) in symbols:
+        return Size("image", (symbols[str(expression)],))
+    if kind == "Pow" and expression.exp.is_Integer and int(expression.exp) > 0:
+        return _read(sympy.Mul(*[expression.base] * int(expression.exp), evaluate=False), symbols)
+    if kind not in _FUNCTIONS:
+        raise ModelError(f"The network computes the size {expression}.", "Compute sizes by whole numbers.")
+    function = _FUNCTIONS[kind]
+    parts = [_read(part, symbols) for part in expression.args]
+    return reduce(lambda a, b: Size(function, (a, b)), parts)  # type: ignore[arg-type]  # a literal

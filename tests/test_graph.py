@@ -1,0 +1,270 @@
+"""Networks as graphs: what is captured of a user's network, what is refused, and what the graph's own network does."""
+
+import copy
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimkit.core.errors import ModelError
+from slimkit.core.graph import Graph, capture
+from slimkit.standalone.graph import GraphNetwork
+from slimkit.standalone.model import torchvision_network
+
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "networks.py"
+SHAPE = (3, 32, 32)
+
+
+class Small(nn.Module):
+    """A network of users' kinds: BatchNorm, dropout, a layer that is called twice, a head for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 4)
+        self.auxiliary = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.norm(self.conv(x)).relu_()
+        x = self.twice(self.twice(x))
+        x = self.drop(x.mean((2, 3)))
+        return (self.fc(x), self.auxiliary(x)) if self.training else self.fc(x)
+
+
+class Function(nn.Module):
+    """A function of the image."""
+
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x * self.scale)
+
+
+def images(count: int, size: int = 32) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def assert_same_bits(module: nn.Module, network: nn.Module, *shapes: tuple[int, int]) -> None:
+    for count, size in shapes:
+        with torch.no_grad():
+            assert torch.equal(module(images(count, size)), network(images(count, size))), (count, size)
+
+
+def user_networks() -> list[type[nn.Module]]:
+    if not CASES.is_file():
+        return []
+    spec = importlib.util.spec_from_file_location("networks", CASES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["networks"] = module
+    spec.loader.exec_module(module)
+    return list(module.NETWORKS)
+
+
+@pytest.mark.skipif(not CASES.is_file(), reason="shared/cases/networks.py is not there")
+@pytest.mark.parametrize("kind", user_networks(), ids=lambda kind: kind.__name__)
+def test_networks_as_users_write_them_give_the_same_bits(kind: type[nn.Module]) -> None:
+    module = kind().eval()
+    assert_same_bits(module, capture(module, SHAPE).network(), (1, 32), (2, 32), (5, 32))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_torchvision_networks_give_the_same_bits_at_other_sizes(name: str) -> None:
+    module = torchvision_network(name, 10).eval()
+    graph = capture(module, (3, 64, 64))
+    assert graph.free == {0, 2, 3}
+    assert_same_bits(module, graph.network(), (1, 64), (3, 96))
+
+
+def test_nodes_know_the_users_names_modules_and_lines() -> None:
+    graph = capture(Small(), SHAPE)
+    conv = graph.by_name["conv"]
+    assert conv.operation == "conv2d"
+    assert conv.weight("weight") == "conv.weight"
+    assert conv.weight("bias") is None
+    assert conv.source.startswith("test_graph.py:")
+    assert "self.conv(x)" in conv.source
+    twice = [node for node in graph.nodes if node.module == "twice"]
+    assert [node.weights for node in twice] == [("twice.weight", "twice.bias")] * 2
+    assert [node.operation for node in graph.consumers["conv"]] == ["batch_norm"]
+
+
+def test_what_inference_does_not_reach_is_dropped_and_said() -> None:
+    graph = capture(Small(), SHAPE)
+    assert graph.unused == ("auxiliary.weight", "auxiliary.bias")
+    assert not [name for name in graph.tensors if name.startswith("auxiliary")]
+
+
+def test_the_state_dict_has_the_users_names() -> None:
+    module = Small()
+    own = capture(module, SHAPE).network().state_dict()
+    theirs = module.state_dict()
+    expected = {k for k in theirs if not k.startswith("auxiliary") and not k.endswith("num_batches_tracked")}
+    assert set(own) == expected
+    assert all(torch.equal(own[key], theirs[key]) for key in own)
+
+
+def test_the_users_network_is_never_touched() -> None:
+    module = Small()
+    module.train()
+    before = copy.deepcopy(module.state_dict())
+    network = capture(module, SHAPE).network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert module.training
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_training_updates_statistics_and_drops_as_the_original() -> None:
+    module = Small()
+    network = capture(module, SHAPE).network()
+    module.train()
+    network.train()
+    torch.manual_seed(7)
+    wanted, _ = module(images(6))
+    torch.manual_seed(7)
+    got = network(images(6))
+    assert torch.equal(got, wanted)
+    assert torch.equal(network.get_buffer("norm.running_mean"), module.norm.running_mean)
+    wanted.sum().backward()
+    got.sum().backward()
+    assert torch.equal(network.get_parameter("conv.weight").grad, module.conv.weight.grad)
+
+
+def test_each_norm_heeds_its_own_mode() -> None:
+    network = capture(Small(), SHAPE).network().train()
+    network.get_submodule("norm").eval()
+    before = network.get_buffer("norm.running_mean").clone()
+    network(images(4))
+    assert torch.equal(network.get_buffer("norm.running_mean"), before)
+
+
+def test_a_copy_stands_alone() -> None:
+    network = capture(Small(), SHAPE).network()
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        copied.get_parameter("fc.bias").add_(1)
+        assert torch.allclose(copied(images(2)), network(images(2)) + 1, atol=1e-6)
+
+
+def test_tensors_can_be_exchanged_for_a_call() -> None:
+    network = capture(Small(), SHAPE).network()
+    bias = torch.full((4,), 100.0)
+    with torch.no_grad():
+        changed = torch.func.functional_call(network, {"fc.bias": bias}, (images(2),))
+        assert float((changed - network(images(2)) - bias + network.get_parameter("fc.bias")).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel])
+def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    graph = capture(wrap(Small()), SHAPE)
+    assert "conv.weight" in graph.tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes_are_computed_in_float32(dtype: torch.dtype) -> None:
+    module = Small().to(dtype)
+    graph = capture(module, SHAPE)
+    assert {t.dtype for t in graph.tensors.values()} == {torch.float32}
+    assert next(module.parameters()).dtype == dtype
+
+
+def test_two_names_of_one_weight_are_one_tensor() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.LazyLinear(2))
+    module(images(1))
+    module[1].weight = module[0].weight
+    graph = capture(module, SHAPE)
+    assert graph.by_name["1"].weight("weight") == "0.weight"
+    assert graph.by_name["1"].weight("bias") == "1.bias"
+
+
+class Standardized(nn.Conv2d):
+    """A weight that is computed from the parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_what_weights_alone_give_is_computed_once() -> None:
+    module = nn.Sequential(Standardized(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    graph = capture(module, SHAPE)
+    assert [node.operation for node in graph.nodes] == ["conv2d", "adaptive_avg_pool2d", "flatten"]
+    wanted = module[0].weight - module[0].weight.mean((1, 2, 3), keepdim=True)
+    assert torch.equal(graph.tensors["0.weight"], wanted)
+    assert isinstance(graph.tensors["0.weight"], nn.Parameter)
+    assert_same_bits(module, graph.network(), (2, 32))
+
+
+def refusal(module: nn.Module, **options: int) -> ModelError:
+    with pytest.raises(ModelError) as error:
+        capture(module, SHAPE, **options)
+    return error.value
+
+
+def test_several_outputs_are_refused_unless_one_is_chosen() -> None:
+    module = Function(lambda x: {"logits": x.mean((2, 3)), "maps": x})
+    assert "2 outputs, of shapes (3,), (3, 32, 32)" in str(refusal(module))
+    assert "There is no output 2" in str(refusal(module, output_index=2))
+    graph = capture(module, SHAPE, output_index=0)
+    assert graph.nodes[-1].operation == "mean"
+
+
+def test_a_batch_size_in_the_code_is_refused() -> None:
+    assert "fixes the number of images" in str(refusal(Function(lambda x: x + torch.ones(len(x), 1, 1, 1))))
+
+
+def test_values_that_decide_are_refused_with_the_line() -> None:
+    error = refusal(Function(lambda x: x.relu() if x.sum() > 0 else x))
+    assert "test_graph.py" in str(error)
+    assert "if x.sum() > 0" in str(error)
+
+
+def test_an_unknown_operation_is_refused_with_the_line() -> None:
+    error = refusal(Function(lambda x: torch.linalg.svdvals(x.mean((2, 3)))))
+    assert "svd" in str(error)
+    assert "test_graph.py" in str(error)
+
+
+def test_a_wrong_image_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"can't be captured at test_graph\.py"):
+        capture(Small(), (4, 32, 32))
+
+
+def test_torchscript_is_refused() -> None:
+    assert "TorchScript" in str(refusal(torch.jit.trace(Small().eval(), images(1))))
+
+
+def entries(graph: Graph) -> list[dict[str, object]]:
+    return [node.to_json() for node in graph.nodes]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"operation": "eval"}, "no operation called 'eval'"),
+        ({"operation": "__class__"}, "no operation called"),
+        ({"arguments": {"nonsense": 1}}, "takes no nonsense"),
+        ({"inputs": ["later"]}, "no earlier layer"),
+        ({"name": "input"}, "no name of its own"),
+    ],
+)
+def test_an_entry_that_is_none_is_refused_by_its_name(change: dict[str, object], message: str) -> None:
+    graph = capture(Small(), SHAPE)
+    layers = entries(graph)
+    layers[3] = layers[3] | change
+    with pytest.raises(ValueError, match=message):
+        GraphNetwork(layers, graph.tensors)
