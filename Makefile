@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types examples clean
+.PHONY: demo test older-cpus lint types examples clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# the tests whose answers hang on the CPU's kernels, as without AVX512 and as without VNNI
+older-cpus: $(READY)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m numeric
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE $(BIN)/python -m pytest -m numeric
 
 lint: $(READY)
 	$(BIN)/ruff check .

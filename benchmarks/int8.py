@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from slimkit.core.data import CalibrationBatches, ImageSet, evaluation_input
-from slimkit.core.export import export_onnx
+from slimkit.core.export import to_onnx
 from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.options import ModelOptions, QuantizeOptions
@@ -107,7 +107,7 @@ class Bench:
         if not path.exists():
             classifier = read_folder(self.write_folder(name, **options))
             architecture = dataclasses.replace(classifier.architecture, input_shape=(3, size, size))
-            export_onnx(dataclasses.replace(classifier, architecture=architecture), path)
+            path.write_bytes(to_onnx(dataclasses.replace(classifier, architecture=architecture)))
         return path
 
     def write_peer(self, kind: str, size: int, suffix: str) -> Path:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.compat import import_torchvision
 from slimkit.core.data import CalibrationBatches, Images, ImageSet, epoch_order, evaluation_input, open_dataset
-from slimkit.core.export import export_onnx
+from slimkit.core.export import to_onnx
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.measure.latency import Target, measure_latencies
@@ -189,7 +189,7 @@ def latencies(bench: Bench, names: tuple[str, str]) -> dict[str, list[float]]:
         made = Classifier(module, dataclasses.replace(bench.classifier.architecture, layers=layers))
         folder, file = (bench.results.folder / f"timed{number}{end}" for end in ("", ".onnx"))
         targets["torch"].append(Target(write_folder(made, folder, force=True).folder or folder))
-        export_onnx(made, file)
+        file.write_bytes(to_onnx(made))
         targets["onnxruntime"].append(Target(file))
     return {
         runtime: [latency.median for latency in measure_latencies(pair, runs=RUNS)] for runtime, pair in targets.items()

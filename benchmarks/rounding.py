@@ -18,7 +18,7 @@ from PIL import Image
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.environment import describe_environment
-from slimkit.core.export import export_onnx
+from slimkit.core.export import to_onnx
 from slimkit.core.folder import read_architecture, read_folder
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.options import PruneOptions, QuantizeOptions
@@ -55,7 +55,7 @@ def prune(folder: Path, data: str, size: int, round_to: str, target: Arithmetic,
     if target == "int8":
         pruned, path = path, folder / f"{round_to}-int8-quantized"
         run_quantize(QuantizeOptions(model=str(pruned), output=path, calibration_images=4, **common))
-    export_onnx(read_folder(path), path.with_suffix(".onnx"))
+    path.with_suffix(".onnx").write_bytes(to_onnx(read_folder(path)))
     return path
 
 

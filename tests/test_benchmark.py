@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import small_classifier
 
-from slimkit.core.benchmark import compare_logits, random_images, run_benchmark
+from slimkit.core.benchmark import compare_logits, run_benchmark
+from slimkit.core.data import random_images
 from slimkit.core.errors import FolderError
 from slimkit.core.export import export_onnx
 from slimkit.core.folder import Classifier, write_folder

@@ -249,8 +249,10 @@ def test_shell_completion_knows_commands_flags_and_choices(shell: str) -> None:
     assert "dynamic" in complete("slimkit quantize --scheme ")
 
 
-def test_completion_script_is_shown() -> None:
-    done = python("from slimkit.cli.app import main; main(['--show-completion', 'bash'])")
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_is_shown_whatever_the_parent_process(shell: str) -> None:
+    environment = os.environ | {"_SLIMKIT_COMPLETE": f"source_{shell}"}
+    done = python("from slimkit.cli.app import main; main()", env=environment)
     assert "_SLIMKIT_COMPLETE" in done.stdout
 
 

@@ -15,6 +15,8 @@ from slimkit.core.progress import silent
 from slimkit.core.quantization import quantize
 from slimkit.core.quantization.equalize import equalize, equalize_if_nearer
 
+pytestmark = pytest.mark.numeric
+
 
 def images(count: int = 32, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))

@@ -22,6 +22,8 @@ from slimkit.core.quantization import quantize
 from slimkit.core.quantization.saturation import portable_weights
 from slimkit.standalone.model import cpu_arithmetic
 
+pytestmark = pytest.mark.numeric
+
 
 def classifier_of(kind: str) -> Classifier:
     classifier = small_classifier()

@@ -22,6 +22,8 @@ from slimkit.core.quantization.weights import fold_batch_norm, quantize_weight
 from slimkit.standalone import model as standalone
 from slimkit.standalone.model import Int8Network, build_model
 
+pytestmark = pytest.mark.numeric
+
 
 def images(count: int, size: int = 32, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -12,6 +12,8 @@ from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.quantization import quantize
 
+pytestmark = pytest.mark.numeric
+
 CLASSES = tuple("abcdefghij")
 
 

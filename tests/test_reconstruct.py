@@ -17,6 +17,8 @@ from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.pruning.reconstruct import reconstruct
 from slimkit.core.pruning.surgery import cut_layers
 
+pytestmark = pytest.mark.numeric
+
 
 def images(batches: int = 4, size: int = 16, side: int = 16, seed: int = 0) -> list[Tensor]:
     """Smooth random images, since neighbouring pixels of photographs are alike."""

@@ -30,6 +30,12 @@ from slimkit.core.options import QuantizeOptions
     max_drop=typer.Option(
         "--max-drop", help="Points of accuracy that may be lost: the costliest layers stay in float until it holds."
     ),
+    min_agreement=typer.Option(
+        "--min-agreement",
+        help="% of the calibration images to which the int8 model must give the float model's answer, else exit code "
+        "3. A trained model keeps 95 and more; the default lets pass one that hardly learned, whose answers are near "
+        "ties.",
+    ),
 )
 def quantize(options: QuantizeOptions, output: Output) -> None:
     """Turn every convolution and linear layer to int8, and write the submission."""

@@ -15,6 +15,7 @@ LABELS = {
     "size_mb": "size (MB)",
     "accuracy": "accuracy (%)",
     "top5": "top-5 accuracy (%)",
+    "agreement": "answers as in float (%)",
 }
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from slimkit.core.baseline import open_baseline
-from slimkit.core.data import ImageSet, evaluation_input
+from slimkit.core.data import ImageSet, evaluation_input, random_images
 from slimkit.core.environment import describe_environment
-from slimkit.core.export import export_onnx, random_images
+from slimkit.core.export import to_onnx
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, changed_code, read_architecture, read_folder, weights_name
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
@@ -99,7 +99,7 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
         check = None
         if options.onnx:
             file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimkit-"))) / "model.onnx"
-            export_onnx(classifier, file)
+            file.write_bytes(to_onnx(classifier))
             entries.append(("onnx", options.model, file))
             check = compare_logits(classifier, file, data)
         timings = _time(entries, options, progress)

@@ -61,6 +61,7 @@ RANGES = {
     "macs": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 75e6"),
     "params": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 2e6"),
     "max_drop": POINTS,
+    "min_agreement": Range(0, 100, "95"),
     "reconstruction_images": IMAGES,
     "calibration_images": IMAGES,
     "weight_bits": Range(4, 8, "8"),

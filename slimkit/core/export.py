@@ -15,9 +15,8 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from slimkit.core.data import CalibrationBatches, ImageSet
+from slimkit.core.data import CalibrationBatches, ImageSet, random_images
 from slimkit.core.errors import MissedError, ModelError
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, read_folder
@@ -81,16 +80,22 @@ def run_export(options: ExportOptions, progress: Progress = silent) -> ExportRep
             data = open_data_for(classifier, options, progress=progress)
     else:
         classifier, data = open_model_and_data(options, progress=progress)
+    return export_onnx(classifier, options.output, data, progress)
+
+
+def export_onnx(
+    classifier: Classifier, path: Path, data: ImageSet | None = None, progress: Progress = silent
+) -> ExportReport:
+    """Write `classifier` as ONNX to `path`; an existing file is replaced.
+
+    data: on whose training images both are compared; None: on random ones.
+    Raises MissedError, and writes nothing, where the logits disagree.
+    """
     content = to_onnx(classifier)
     checks = check_logits(classifier, content)
     agreement = check_answers(classifier, content, data, progress)
-    write_atomically(options.output, content)
-    return ExportReport(options.output, onnx_kind(classifier), OPSET, len(content) / 2**20, checks, agreement)
-
-
-def export_onnx(classifier: Classifier, path: Path) -> None:
-    """Write `classifier` as ONNX to `path`, unchecked; an existing file is replaced."""
-    write_atomically(path, to_onnx(classifier))
+    write_atomically(path, content)
+    return ExportReport(path, onnx_kind(classifier), OPSET, len(content) / 2**20, checks, agreement)
 
 
 def onnx_kind(classifier: Classifier) -> str:
@@ -158,17 +163,6 @@ def _how_to_mend(classifier: Classifier) -> str:
     if onnx_kind(classifier) == "int8 (QDQ)" and cpu_arithmetic().saturates and any(map(can_saturate, weights)):
         return "Its sums saturate on this CPU, which has no VNNI: quantize again with --portable, or export elsewhere."
     return "Try another version of onnxruntime, and report the model."
-
-
-def random_images(shape: tuple[int, ...], count: int) -> Tensor:
-    """Normalized random images [count, *shape]: coarse blots under fine noise.
-
-    Noise alone looks alike to a network, which then gives one answer to all of it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    blots = functional.interpolate(torch.randn(count, shape[0], 4, 4, generator=generator), shape[1:], mode="bicubic")
-    noise: Tensor = torch.randn(count, *shape, generator=generator)
-    return blots + 0.2 * noise
 
 
 def _images(classifier: Classifier, data: ImageSet | None) -> Iterable[Tensor]:

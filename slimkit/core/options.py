@@ -123,6 +123,7 @@ class QuantizeOptions(ModelOptions):
     )
     qat_epochs: int = 0  # of fine-tuning through the rounding
     max_drop: float | None = None  # points of accuracy on the held-out images; layers stay in float to keep to it
+    min_agreement: float = 50.0  # % of the calibration images that must keep their answer
     device: Device = "auto"  # of the fine-tuning
 
 

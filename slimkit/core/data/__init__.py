@@ -1,7 +1,7 @@
 """Data sets: opened by name, decoded once, in batches and augmented."""
 
 from slimkit.core.data.augment import augment, evaluation_input
-from slimkit.core.data.calibration import Batches, CalibrationBatches
+from slimkit.core.data.calibration import Batches, CalibrationBatches, random_images
 from slimkit.core.data.check import DatasetCheck, check_dataset
 from slimkit.core.data.dataset import ImageSet, label_map, open_dataset
 from slimkit.core.data.image_folder import write_image_folder
@@ -20,5 +20,6 @@ __all__ = [
     "evaluation_input",
     "label_map",
     "open_dataset",
+    "random_images",
     "write_image_folder",
 ]

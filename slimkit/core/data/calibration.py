@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data.augment import evaluation_input
@@ -45,3 +47,14 @@ class CalibrationBatches:
         order = epoch_order(len(self.images), self.seed, epoch=0)[: self.count]
         for pixels, _, _ in self.images.batches(order, self.batch_size):
             yield evaluation_input(pixels, self.preprocessing)
+
+
+def random_images(shape: tuple[int, ...], count: int) -> Tensor:
+    """Normalized random images [count, *shape]: coarse blots under fine noise.
+
+    Noise alone looks alike to a network, which then gives one answer to all of it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    blots = functional.interpolate(torch.randn(count, shape[0], 4, 4, generator=generator), shape[1:], mode="bicubic")
+    noise: Tensor = torch.randn(count, *shape, generator=generator)
+    return blots + 0.2 * noise

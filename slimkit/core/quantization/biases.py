@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.calibrate import observe_means
 from slimkit.core.quantization.lowering import WEIGHTED, Operation, scale_owners
-from slimkit.core.quantization.weights import fold_batch_norm, round_bias, unpack
+from slimkit.core.quantization.weights import fit_biases, fold_batch_norm, pack, round_bias, unpack
 
 State = Mapping[str, Tensor]
 
@@ -38,37 +38,19 @@ def correct_biases(
 
 
 def round_biases(operations: list[Operation], state: State) -> dict[str, Tensor]:
-    """All biases of int8 layers, each rounded as `round_bias` does."""
+    """All biases of int8 layers as runtimes add them, and the weights and scales that hold them: see `fit_biases`."""
     owners = scale_owners(operations)
     scales = {owners[o.name]: state[f"{o.name}.output_scale"] for o in operations if o.has_scale}
-    return {
-        f"{o.name}.bias": round_bias(
-            state[f"{o.name}.bias"], scales[owners[o.inputs[0]]], state[f"{o.name}.weight_scale"]
-        )
-        for o in _int8_layers(operations)
-    }
-
-
-def nearest(
-    traced: fx.GraphModule, choices: Sequence[nn.Module], batches: Sequence[Tensor], progress: Progress
-) -> nn.Module:
-    """Of several int8 networks the one whose logits are the nearest to the float network's, by their squares."""
-    errors = logit_errors(traced, choices, batches, progress)
-    return choices[errors.index(min(errors))]
-
-
-def logit_errors(
-    original: nn.Module, choices: Sequence[nn.Module], batches: Sequence[Tensor], progress: Progress
-) -> list[float]:
-    """For each of several int8 networks: the squared error of its logits, as a share of the float network's squares."""
-    errors, total = [0.0] * len(choices), 0.0
-    with torch.no_grad(), progress("calibrate: compare", sum(len(batch) for batch in batches)) as advance:
-        for batch in batches:
-            logits = original(batch)
-            errors = [e + float((c(batch) - logits).square().sum()) for e, c in zip(errors, choices, strict=True)]
-            total += float(logits.square().sum())
-            advance(len(batch))
-    return [error / (total or 1.0) for error in errors]
+    rounded = {}
+    for operation in _int8_layers(operations):
+        name, input_scale = operation.name, scales[owners[operation.inputs[0]]]
+        assert isinstance(operation.module, nn.Conv2d | nn.Linear)
+        stored, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        codes = unpack(stored, operation.module.weight.shape)
+        codes, scale = fit_biases(codes, state[f"{name}.weight_scale"], bias, input_scale)
+        rounded[f"{name}.weight"] = pack(codes) if stored.dtype == torch.uint8 else codes
+        rounded[f"{name}.weight_scale"], rounded[f"{name}.bias"] = scale, round_bias(bias, input_scale, scale)
+    return rounded
 
 
 def _int8_layers(operations: list[Operation]) -> list[Operation]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from slimkit.core.errors import ModelError
 from slimkit.core.progress import Progress
+from slimkit.core.quantization.weights import SMALLEST_SCALE
 
 Method = Literal["minmax", "percentile", "mse"]
 BINS = 2048
@@ -76,7 +77,9 @@ def observe_channel_maxima(
 
 def scale_and_zero_point(low: float, high: float) -> tuple[float, int]:
     """The uint8 codes that span [low, high]: value = scale * (code - zero_point); 0 is always met exactly."""
-    scale = (high - low) / 255 or 1.0
+    scale = (high - low) / 255
+    if scale < SMALLEST_SCALE:
+        return 1.0, 0
     return scale, round(-low / scale)
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimkit.core.architecture import Architecture, Layer
+from slimkit.core.data import random_images
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.biases import correct_biases, nearest, round_biases
+from slimkit.core.quantization.biases import correct_biases, round_biases
 from slimkit.core.quantization.calibrate import Method, Range, observe_ranges, scale_and_zero_point
+from slimkit.core.quantization.fidelity import DEFAULT_IMAGES, Fidelity, compare, nearest
 from slimkit.core.quantization.lowering import (
     PASSING,
     WEIGHTED,
@@ -36,6 +38,7 @@ from slimkit.core.quantization.weights import (
 from slimkit.standalone.model import build_model
 
 Scheme = Literal["static", "dynamic"]
+CALIBRATION = "calibration images"
 VARY_WITHIN = {  # beyond, these functions change by less than the width of a code, so none is spent there
     "functional.hardsigmoid": (-3.0, 3.0),
     "functional.hardswish": (-3.0, math.inf),
@@ -46,10 +49,11 @@ VARY_WITHIN = {  # beyond, these functions change by less than the width of a co
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """An int8 classifier, and what was left in float."""
+    """An int8 classifier, what was left in float, and how near its logits are to the float one's."""
 
     classifier: Classifier
     notes: tuple[str, ...]  # each layer that computes in float, and why
+    fidelity: Fidelity
 
 
 def quantize(
@@ -68,7 +72,8 @@ def quantize(
     scheme: "static" keeps uint8 between the layers, in ranges found on `calibration`; "dynamic" takes the range of each
         layer's input at run time, per image, and needs no images.
     calibration: batches of normalized float32 images [n, 3, h, w] from the training data. Channels that vary
-        unequally cost accuracy: see `equalize_if_nearer`, which is to be called before.
+        unequally cost accuracy: see `equalize_if_nearer`, which is to be called before. The int8 logits are compared
+        with the float ones on these images; on seeded random ones where there are none.
     method: how a range is chosen from what calibration saw: see `observe_ranges`.
     keep_float: names of layers that stay in float.
     four_bit: names of layers whose weights get 4 bits, from -7 to 7, stored two to a byte.
@@ -97,8 +102,18 @@ def quantize(
     if scheme == "static":
         corrected = correct_biases(traced, operations, state, batches, progress)
         choices = [_build(architecture, state | round_biases(operations, s)) for s in (state, state | corrected)]
-        network = nearest(traced, choices, batches, progress)
-    return QuantizeResult(Classifier(network, architecture, None), _notes(operations, scheme))
+        network, fidelity = nearest(traced, choices, batches, CALIBRATION, progress)
+    else:
+        fidelity = _compare(traced, network, classifier.architecture.input_shape, batches, progress)
+    return QuantizeResult(Classifier(network, architecture, None), _notes(operations, scheme), fidelity)
+
+
+def _compare(
+    traced: nn.Module, network: nn.Module, shape: tuple[int, ...], batches: list[Tensor], progress: Progress
+) -> Fidelity:
+    images = CALIBRATION if batches else "random images"
+    (fidelity,) = compare(traced, [network], batches or [random_images(shape, DEFAULT_IMAGES)], images, progress)
+    return fidelity
 
 
 def _notes(operations: list[Operation], scheme: Scheme) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.biases import logit_errors
 from slimkit.core.quantization.calibrate import Method, observe_channel_maxima
-from slimkit.core.quantization.convert import quantize
+from slimkit.core.quantization.convert import CALIBRATION, quantize
+from slimkit.core.quantization.fidelity import compare
 from slimkit.core.quantization.lowering import Operation, lower
 
 HEADROOM = 1.1  # ReLU6 clips an equalized channel there, in terms of the largest value that was seen
@@ -44,7 +44,7 @@ def equalize_if_nearer(
         return classifier, ()
     few, both = batches[:COMPARED], (classifier, equalized)
     made = [quantize(c, scheme="static", calibration=few, method=method, progress=progress).classifier for c in both]
-    before, after = logit_errors(classifier.module, [c.module for c in made], few, progress)
+    before, after = (f.error for f in compare(classifier.module, [c.module for c in made], few, CALIBRATION, progress))
     is_nearer = after < WORTH_IT * before
     said = (
         f"Channels were {'' if is_nearer else 'not '}equalized across layers: the logits' error is {after:.2%} with it "
@@ -89,12 +89,14 @@ def _is_depthwise(operation: Operation) -> bool:
 
 
 def _factors(first: Operation, second: Operation, maxima: Tensor) -> Tensor:
-    """What each channel between the two layers is divided by, [channels], at most 1."""
+    """What each channel between the two layers is divided by, [channels], at most 1; 1 where either gives but 0."""
+    weights = _by_input(second).abs().amax((1, 3, 4)).flatten()
+    if not (maxima.max() > 0 and weights.max() > 0):
+        return torch.ones_like(maxima)
     top = torch.tensor(6 / HEADROOM) if first.activation == "relu6" else maxima.max()
     filling = (maxima / top).clamp(SMALLEST_FACTOR, 1)  # gives each channel the whole range
     if _is_depthwise(second):
         return filling
-    weights = _by_input(second).abs().amax((1, 3, 4)).flatten()
     balanced = (filling / weights.clamp(min=SMALLEST_FACTOR * float(weights.max()))).sqrt()
     return (balanced / balanced.max()).maximum(filling)
 

@@ -90,7 +90,9 @@ def _moments(flow: Flow, position: int, layer: Weighted, residual: fx.Node | Non
 def _sample(x: Tensor, y: Tensor, layer: Weighted, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Up to `count` places per image: the inputs that each is computed from [n, in, ...], and its outputs [n, out]."""
     if isinstance(layer, nn.Linear):
-        return x, y
+        x, y = x.flatten(1, -2) if x.ndim > 2 else x[:, None], y.flatten(1, -2) if y.ndim > 2 else y[:, None]
+        places = torch.randperm(y.shape[1], generator=generator)[:count]
+        return x[:, places].flatten(0, 1), y[:, places].flatten(0, 1)
     assert not isinstance(layer.padding, str)  # the lowering lets none pass
     (pad_y, pad_x), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
     height, width = layer.kernel_size

@@ -97,10 +97,13 @@ def lower(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.GraphModu
 def assign_codes(operations: list[Operation], keep_float: Collection[str]) -> list[Operation]:
     """For the static scheme: decide what computes on codes, and insert a Quantize where float meets an int8 layer.
 
-    Layers named in `keep_float`, and functions without an int8 form, compute in float; all others on codes. Their
-    output is codes where any that reads it computes on codes; otherwise, as at the classifier, it is float.
+    Layers named in `keep_float`, functions without an int8 form and what is done to logits compute in float; all others
+    on codes. Their output is codes where any that reads it computes on codes; otherwise, as at the classifier, it is
+    float.
     """
-    operations = _mark_outputs([replace(o, is_float=o.name in keep_float or o.type in FLOAT) for o in operations])
+    late = _after_the_last_weights(operations)  # to round there would cost the logits bits and gain next to no time
+    are_float = [o.name in keep_float or o.type in FLOAT or o.name in late for o in operations]
+    operations = _mark_outputs([replace(o, is_float=f) for o, f in zip(operations, are_float, strict=True)])
     result: list[Operation] = []
     quantized: dict[str, str] = {}  # a float tensor -> the same as codes
     is_codes = {"input": False}
@@ -119,6 +122,20 @@ def assign_codes(operations: list[Operation], keep_float: Collection[str]) -> li
         result.append(replace(operation, inputs=tuple(inputs)))
         is_codes[operation.name] = operation.gives_codes
     return result
+
+
+def _after_the_last_weights(operations: list[Operation]) -> set[str]:
+    """The names of what turns vectors [n, features] into others and feeds no layer with weights: a temperature, say."""
+    feeding: set[str] = set()
+    for operation in reversed(operations):
+        if operation.type in WEIGHTED or operation.name in feeding:
+            feeding.update(operation.inputs)
+    others = [o for o in operations if o.name not in feeding and o.type not in (*WEIGHTED, *PASSING)]
+    return {o.name for o in others if all(_has_vectors(node) for node in (o.node, *o.node.all_input_nodes))}
+
+
+def _has_vectors(node: fx.Node) -> bool:
+    return len(node.meta.get("shape", ())) <= 2
 
 
 def _must_be_codes(operation: Operation, index: int, are_codes: list[bool]) -> bool:
@@ -179,6 +196,9 @@ def _read_node(node: fx.Node, traced: fx.GraphModule, names: dict[fx.Node, str],
         module, name = traced.get_submodule(str(node.target)), str(node.target)
         if name in taken:
             raise ModelError(f"Layer {name!r} is used more than once.", "Give each use a layer of its own.")
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+            message = f"Layer {name!r} has no statistics of its own: it normalizes each batch by that very batch."
+            raise ModelError(message, "Train it with track_running_stats=True.")
         dimensions = len(node.meta["shape"])
         options = {} if dimensions == (2 if isinstance(module, nn.Linear) else 4) else {"dimensions": dimensions}
         return Operation(name, type(module).__name__, (names[node.all_input_nodes[0]],), node, module, options)

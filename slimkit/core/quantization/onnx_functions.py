@@ -139,13 +139,15 @@ def _channel_means(writer: Writer, layer: Layer) -> str:
 
 
 def _adaptive_avg_pool2d(writer: Writer, layer: Layer, output_size: Any) -> str:
-    """Beyond the mean of all: the product with a matrix of means for each of height and width."""
     if _pair(output_size) == [1, 1]:
         return writer.node("GlobalAveragePool", writer.inputs(layer), f"{layer.name}.mean")
-    height, width = (
-        writer.constant(f"{layer.name}.means_{i}", _means(before, after))
-        for i, (before, after) in enumerate(zip((layer.options or {})["input_size"], _pair(output_size), strict=True))
-    )
+    sizes = zip((layer.options or {})["input_size"], _pair(output_size), strict=True)
+    return _average(writer, layer, [_means(before, after) for before, after in sizes])
+
+
+def _average(writer: Writer, layer: Layer, means: list[Any]) -> str:
+    """The product with a matrix of means, [after, before], for each of height and width."""
+    height, width = (writer.constant(f"{layer.name}.means_{i}", matrix) for i, matrix in enumerate(means))
     turned = writer.node("Transpose", [width], f"{layer.name}.turned", perm=[1, 0])
     rows = writer.node("MatMul", [height, *writer.inputs(layer)], f"{layer.name}.rows")
     return writer.node("MatMul", [rows, turned], f"{layer.name}.mean")
@@ -161,6 +163,22 @@ def _means(before: int, after: int | None) -> Any:
     return matrix
 
 
+def _window_means(before: int, kernel: int, step: int, padding: int, counts_padding: bool) -> Any:
+    """The matrix [after, before] of average pooling in ceil mode along one dimension, as PyTorch defines it.
+
+    No window starts beyond the input and its left padding; none counts what is beyond the right padding.
+    """
+    after = -(-(before + 2 * padding - kernel) // step) + 1
+    after -= (after - 1) * step >= before + padding
+    matrix = np.zeros((after, before), dtype=np.float32)
+    for i in range(after):
+        start = i * step - padding
+        end = min(start + kernel, before + padding)
+        first, last = max(start, 0), min(end, before)
+        matrix[i, first:last] = 1 / (end - start if counts_padding else last - first)
+    return matrix
+
+
 def _avg_pool2d(
     writer: Writer,
     layer: Layer,
@@ -173,6 +191,10 @@ def _avg_pool2d(
 ) -> str:
     if divisor_override is not None:
         raise ModelError(f"Layer {layer.name!r} overrides its divisor.", "Export the float model.")
+    if ceil_mode:  # runtimes differ in what they divide by where a window reaches beyond the rim
+        before, kernel, step = (layer.options or {})["input_size"], _pair(kernel_size), _pair(stride or kernel_size)
+        sizes = zip(before, kernel, step, _pair(padding), strict=True)
+        return _average(writer, layer, [_window_means(*size, count_include_pad) for size in sizes])
     attributes = _window(kernel_size, stride, padding, ceil_mode) | {"count_include_pad": int(count_include_pad)}
     return writer.node("AveragePool", writer.inputs(layer), f"{layer.name}.mean", **attributes)
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from slimkit.core.architecture import Architecture, Layer
+from slimkit.core.errors import ModelError
 from slimkit.core.quantization.onnx_functions import write_function
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
 
@@ -151,7 +152,11 @@ class Writer:
         if layer.inputs[0] not in self.scales:
             return [weight, self.constant(f"{name}.bias", bias)]
         sum_scale = (self.scales[layer.inputs[0]] * scale).astype(np.float32)
-        codes = np.clip(np.rint(bias / sum_scale.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
+        codes = np.rint(bias / sum_scale.astype(np.float64))
+        if np.abs(codes).max() >= 2**31:
+            message = f"The bias of layer {name!r} is too large for an int32 at the scale of its sums."
+            raise ModelError(message, "Quantize the float model again.")
+        codes = codes.astype(np.int32)
         numbers = [self.constant(f"{name}.bias", codes), self.constant(f"{name}.bias.scale", sum_scale)]
         return [weight, self.node("DequantizeLinear", numbers, f"{name}.bias.real", axis=0)]
 

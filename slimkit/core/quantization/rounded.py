@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slimkit.core.folder import Classifier
-from slimkit.core.quantization.weights import pack, round_bias
+from slimkit.core.quantization.weights import fit_biases, pack, round_bias
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
 
 
@@ -42,16 +42,19 @@ def read_rounded(made: Classifier) -> dict[str, RoundedLayer]:
 def replace_rounded(made: Classifier, layers: Mapping[str, RoundedLayer]) -> Classifier:
     """`made` with the numbers of `layers` in place of its own, and all its scales of activations.
 
-    In a static network each bias is rounded to a multiple of the sums' scale: runtimes add it as an integer.
+    In a static network each bias is rounded to a multiple of the sums' scale, and that is raised where an int32 would
+    not hold the bias: runtimes add it as one.
     """
     module = copy.deepcopy(made.module)
     state = module.state_dict()
     for name, layer in layers.items():
-        is_packed = state[f"{name}.weight"].dtype == torch.uint8
-        state[f"{name}.weight"] = pack(layer.codes) if is_packed else layer.codes
-        input_scale = _input_scale(made, state, name)
-        bias = layer.bias if input_scale is None else round_bias(layer.bias, input_scale, layer.scale)
-        state[f"{name}.weight_scale"], state[f"{name}.bias"] = layer.scale, bias
+        input_scale, is_packed = _input_scale(made, state, name), state[f"{name}.weight"].dtype == torch.uint8
+        codes, scale, bias = layer.codes, layer.scale, layer.bias
+        if input_scale is not None:
+            codes, scale = fit_biases(codes, scale, bias, input_scale)
+            bias = round_bias(bias, input_scale, scale)
+        state[f"{name}.weight"] = pack(codes) if is_packed else codes
+        state[f"{name}.weight_scale"], state[f"{name}.bias"] = scale, bias
     module.load_state_dict(state)
     return dataclasses.replace(made, module=module)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slimkit.core.quantization.weights import usable_scale
+
 BLOCK = 128  # columns whose effect on all later ones is worked out at once
 DAMPING = 0.01  # of the mean variance, added to each: Frantar et al. 2022
 SHRINKS = torch.linspace(1.05, 0.35, 71)  # the parts of the largest weight that the scale search tries
@@ -41,7 +43,7 @@ def best_scale(weight: Tensor, importance: Tensor, lowest: int, highest: int) ->
     largest = weight.abs().amax(2)
     best, least = torch.ones_like(largest), torch.full_like(largest, float("inf"))
     for shrink in SHRINKS.tolist():
-        scale = torch.where(largest > 0, largest * shrink / highest, 1.0)
+        scale = usable_scale(largest * shrink / highest)
         error = (weight / scale[..., None]).round_().clamp_(lowest, highest).mul_(scale[..., None]).sub_(weight)
         total = error.square_().mul_(importance[:, None]).sum(2)
         best = torch.where(total < least, scale, best)
@@ -95,4 +97,4 @@ def _fit_scale(weight: Tensor, codes: Tensor, covariance: Tensor, scale: Tensor)
     weighted = codes @ covariance
     below = (weighted * codes).sum(2)
     fitted = (weighted * weight).sum(2) / below
-    return torch.where((below > 0) & (fitted > 0), fitted, scale)
+    return torch.where((below > 0) & (usable_scale(fitted) == fitted), fitted, scale)

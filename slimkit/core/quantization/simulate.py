@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from slimkit.core.folder import Classifier
 from slimkit.core.quantization.lowering import WEIGHTED, Operation, assign_codes, fuse_sums, lower
-from slimkit.core.quantization.weights import fold_batch_norm
+from slimkit.core.quantization.weights import batch_norm_as_affine, fold_batch_norm
 
 Weighted = nn.Conv2d | nn.Linear
 
@@ -28,6 +28,22 @@ class RoundToCodes(nn.Module):
         if not self.enabled:
             return x
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 255)
+
+
+class FrozenNorm(nn.Module):
+    """A BatchNorm that no convolution took in, as int8 networks compute it: its statistics stay, in training too."""
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, batch_norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        for name, numbers in zip(("factor", "shift"), batch_norm_as_affine(batch_norm), strict=True):
+            self.register_buffer(name, numbers.float()[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, h, w] -> the same."""
+        return torch.addcmul(self.shift, x, self.factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +76,9 @@ def simulate(source: Classifier, made: Classifier) -> Simulation:
     network = copy.deepcopy(traced)
     nodes = {node.name: node for node in network.graph.nodes}
     layers = {o.name: _fold(network, traced, o) for o in operations if o.type in WEIGHTED}
+    for operation in operations:
+        if isinstance(operation.module, nn.BatchNorm2d):
+            network.set_submodule(operation.name, FrozenNorm(operation.module))
     rounding = {}
     for operation in operations:
         if f"{operation.name}.output_scale" in state:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from slimkit.core.checks import check_options
 from slimkit.core.data import CalibrationBatches, ImageSet, label_map
+from slimkit.core.errors import MissedError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.control import fewest_in_float, layer_costs
-from slimkit.core.quantization.convert import QuantizeResult, folded_layers, quantize
+from slimkit.core.quantization.convert import CALIBRATION, QuantizeResult, folded_layers, quantize
 from slimkit.core.quantization.equalize import equalize_if_nearer
+from slimkit.core.quantization.fidelity import Fidelity, compare
 from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.qat import fine_tune
 from slimkit.core.quantization.rounded import read_rounded, replace_rounded
@@ -34,7 +35,8 @@ def quantize_for(
 ) -> QuantizeResult:
     """Quantize the float `classifier` on training images of `data`, as `options` ask.
 
-    Raises UsageError for options that exclude each other, MissedError where `options.max_drop` can't be kept.
+    Raises UsageError for options that exclude each other, MissedError where `options.max_drop` can't be kept or less
+    than `options.min_agreement` % of the calibration images keep the float model's answer.
     """
     check_options(options)
     said: tuple[str, ...] = ()
@@ -47,8 +49,28 @@ def quantize_for(
         kept = fewest_in_float(maker.costly_layers(), maker.drop, options.max_drop)
     made = maker.make(kept)
     lost = () if options.max_drop is None else (_say_drop(maker.drop(kept), kept),)
-    notes = (*made.notes, *maker.notes, *said, *lost, saturation_note(made.classifier))
-    return QuantizeResult(made.classifier, notes)
+    _require_agreement(made.fidelity, options)
+    said_of = (*_say_constant(made.fidelity), saturation_note(made.classifier))
+    return replace(made, notes=(*made.notes, *maker.notes, *said, *lost, *said_of))
+
+
+def _require_agreement(fidelity: Fidelity, options: QuantizeOptions) -> None:
+    if fidelity.agreement >= options.min_agreement:
+        return
+    less = "--weight-bits 8 or " if options.weight_bits < 8 else ""
+    raise MissedError(
+        f"The int8 model answers {fidelity.agreement:.2f} % of {fidelity.count} {fidelity.images} as the float model "
+        f"does (cosine of their logits: {fidelity.cosine:.4f}); --min-agreement asks for {options.min_agreement:g}. "
+        "Nothing was written.",
+        f"Give {less}--max-drop 1, which keeps the costliest layers in float, or a lower --min-agreement.",
+    )
+
+
+def _say_constant(fidelity: Fidelity) -> tuple[str, ...]:
+    if fidelity.answers > 1 or fidelity.count == 1:
+        return ()
+    count, images = fidelity.count, fidelity.images
+    return (f"The float model gives one answer to all {count} {images}: that int8 gives it too says little.",)
 
 
 def saturation_note(made: Classifier) -> str:
@@ -75,9 +97,9 @@ class _Maker:
     def __init__(self, classifier: Classifier, data: ImageSet, options: QuantizeOptions, progress: Progress) -> None:
         self._original, self._data, self._options, self._progress = classifier, data, options, progress
         self._classifier, self.notes = classifier, tuple[str, ...]()
+        self._batches = list(self._images(options.calibration_images))
         if options.scheme == "static":
-            batches = list(self._images(options.calibration_images))
-            self._classifier, self.notes = equalize_if_nearer(classifier, batches, options.calibration, progress)
+            self._classifier, self.notes = equalize_if_nearer(classifier, self._batches, options.calibration, progress)
         self._names = list(folded_layers(classifier))
         self._made: dict[frozenset[str], QuantizeResult] = {}
         self._accuracy: float | None = None
@@ -98,7 +120,7 @@ class _Maker:
     def costly_layers(self) -> list[str]:
         """All layers, the costliest first."""
         made = self.make(()).classifier
-        batches = list(itertools.islice(self._images(self._options.calibration_images), SEARCH_BATCHES))
+        batches = self._batches[:SEARCH_BATCHES]
         costs = layer_costs(simulate(self._classifier, made), read_rounded(made), batches, self._progress)
         return list(costs)
 
@@ -111,7 +133,7 @@ class _Maker:
         result = quantize(
             self._classifier,
             scheme=options.scheme,
-            calibration=self._images(options.calibration_images) if options.scheme == "static" else None,
+            calibration=self._batches,
             method=options.calibration,
             keep_float=kept,
             four_bit=four_bit,
@@ -123,7 +145,10 @@ class _Maker:
             made = self._round(made, four_bit)
         if options.qat_epochs:
             made = fine_tune(self._classifier, made, self._data, options, self._progress)
-        return QuantizeResult(made, result.notes)
+        if made is not result.classifier:
+            (fidelity,) = compare(self._original.module, [made.module], self._batches, CALIBRATION, self._progress)
+            return replace(result, classifier=made, fidelity=fidelity)
+        return result
 
     def _round(self, made: Classifier, four_bit: Collection[str]) -> Classifier:
         """`made` with the weights of `four_bit` layers rounded by least squares."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = {8: 127, 4: 7}  # codes are symmetric about 0: -128 and -8 are not used
+SMALLEST_SCALE = 2.0**-64  # numbers of a smaller scale are as good as 0; float32 holds its products with other scales
+LARGEST_BIAS = 2**30  # in units of the sums' scale: half of the int32 that runtimes add it in, the rest is for the sums
 
 
 def fold_batch_norm(layer: nn.Module, batch_norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
@@ -42,9 +44,29 @@ def batch_norm_as_affine(batch_norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def quantize_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """int8 codes [out, ...] and float32 scale [out] with weight ~ scale * code; each channel's largest is 127, or 7."""
     largest = weight.flatten(1).abs().amax(1)
-    scale = torch.where(largest > 0, largest / LARGEST[bits], 1.0).float()
+    scale = usable_scale(largest / LARGEST[bits]).float()
     codes = (weight / scale.double().view(-1, *[1] * (weight.ndim - 1))).round().clamp(-LARGEST[bits], LARGEST[bits])
     return codes.to(torch.int8), scale
+
+
+def usable_scale(scale: Tensor) -> Tensor:
+    """`scale`, and 1 in place of those so small, 0 above all, that what they belong to rounds to 0."""
+    return torch.where(scale >= SMALLEST_SCALE, scale, 1.0)
+
+
+def fit_biases(codes: Tensor, scale: Tensor, bias: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes [out, ...] and float32 scale [out] of a layer whose sums hold its bias [out] as int32.
+
+    The scale of a channel with tiny weights beside its bias, as a nearly dead BatchNorm leaves it, is raised, and its
+    codes are rounded again. They lose nothing that shows: their sums are below the last bits of the bias. A channel
+    without any weight gets the scale that is finest for its bias.
+    """
+    smallest = usable_scale((bias.abs().double() / (input_scale.double() * LARGEST_BIAS)).float())
+    has_weights = codes.flatten(1).any(1)
+    needed = torch.where(bias == 0, scale, smallest)
+    raised = torch.where(has_weights, scale.maximum(needed), needed)
+    ratio = (scale.double() / raised.double()).view(-1, *[1] * (codes.ndim - 1))
+    return (codes * ratio).round().to(torch.int8), raised
 
 
 def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
