@@ -1,5 +1,6 @@
 """The `slimkit` program: its commands, and the one place where exceptions become messages and exit codes."""
 
+import os
 import signal
 import sys
 import traceback
@@ -22,6 +23,7 @@ from slimkit.cli.prune import prune
 from slimkit.cli.quantize import quantize
 from slimkit.cli.score import score
 from slimkit.cli.train import train
+from slimkit.waiting import limit_spinning
 
 COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, export, env)
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 a budget or a check was missed, 130 interrupted, 143 terminated."
@@ -55,6 +57,7 @@ def _program(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (those of the process by default) and return the exit code."""
+    limit_spinning(os.environ)
     arguments = sys.argv[1:] if arguments is None else arguments
     output = Output(arguments)
     previous = signal.signal(signal.SIGTERM, _terminate)

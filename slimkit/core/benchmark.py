@@ -34,7 +34,7 @@ CHECKED_INPUTS = 64
 class Timing:
     """One network in one runtime."""
 
-    role: str  # "model", "baseline" or "onnx"
+    role: str  # "model", "baseline", "onnx" or "model, 1 thread"
     name: str  # the model argument, or the folder
     runtime: str  # "torch" or "onnxruntime"
     size: float  # MB, of the weights file or the .onnx file
@@ -102,7 +102,7 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
             file.write_bytes(to_onnx(classifier))
             entries.append(("onnx", options.model, file))
             check = compare_logits(classifier, file, data)
-        timings = _time(entries, options, progress)
+        timings = _time(entries, folder if torch.get_num_threads() > 1 else None, options, progress)
     changed = changed_code(classifier.folder) if classifier.folder else ()
     report = BenchmarkReport(options.model, timings, check, changed, describe_environment())
     write_atomically(options.output, json.dumps(report.to_dict(), indent=2) + "\n")
@@ -141,9 +141,16 @@ def _held_out_images(data: ImageSet) -> Tensor:
     return evaluation_input(pixels, data.preprocessing)
 
 
-def _time(entries: list[tuple[str, str, Path]], options: BenchmarkOptions, progress: Progress) -> tuple[Timing, ...]:
+def _time(
+    entries: list[tuple[str, str, Path]], on_one_thread: Path | None, options: BenchmarkOptions, progress: Progress
+) -> tuple[Timing, ...]:
+    """Of each entry, then of the model's folder once more on one thread, where that is asked for."""
+    targets = [Target(path) for _, _, path in entries]
+    if on_one_thread:
+        entries = [*entries, ("model, 1 thread", options.model, on_one_thread)]
+        targets.append(Target(on_one_thread, threads=1))
     latencies = measure_latencies(
-        [Target(path) for _, _, path in entries],
+        targets,
         runs=options.runs,
         batch_size=options.batch_size,
         threads=options.threads,

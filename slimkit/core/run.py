@@ -12,6 +12,7 @@ from slimkit.core.device import computing, resolve_device
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import require_file
 from slimkit.core.folder import METADATA, read_metadata, require_model_output
+from slimkit.core.load import free_threads
 from slimkit.core.models.resolve import is_folder
 from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, ScoreOptions, TrainOptions
 
@@ -31,7 +32,7 @@ def checked(run: Run) -> Run:
         check_options(options)
         check_outputs(options)
         check_inputs(options)
-        with computing(options.threads, options.seed):
+        with computing(options.threads or free_threads(), options.seed):
             return run(options, *args, **kwargs)
 
     return cast(Run, whole)

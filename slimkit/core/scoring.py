@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slimkit.core.baseline import open_baseline
 from slimkit.core.checks import check_options
 from slimkit.core.data import ImageSet, label_map
@@ -86,6 +88,7 @@ class ScoreReport:
     accuracy: Accuracy
     latency: Latency
     baseline_latency: Latency | None  # where it was measured
+    latency_alone: Latency  # of the model on one thread, which waits for no other
     min_accuracy: float  # %
     changed_code: tuple[str, ...]  # files in the folder that are not slimkit's own, which alone was run
     environment: dict[str, Any]
@@ -114,6 +117,8 @@ class ScoreReport:
             "latency_median": self.latency.median,
             "latency_p90": self.latency.p90,
             "latency_confidence": self.latency.to_dict()["confidence"],
+            "latency_median_confidence": self.latency.to_dict()["median_confidence"],
+            "latency_median_one_thread": self.latency_alone.median,
             "runs": self.latency.runs,
             "threads": self.latency.threads,
             "baseline": self._baseline_to_dict(),
@@ -148,7 +153,7 @@ def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport
     origin = f"measured: {baseline.folder or options.baseline}" if baseline else None
     figures, sources = baseline_figures(given, measured.baseline, origin)
     minimum = SHARE_OF_BASELINE * figures.accuracy if options.min_accuracy is None else options.min_accuracy
-    own = Figures(measured.size, measured.latencies[0].mean, measured.accuracy.top1)
+    own = Figures(measured.size, measured.latency.mean, measured.accuracy.top1)
     report = ScoreReport(
         model=options.model,
         data=data.name,
@@ -157,8 +162,9 @@ def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport
         sources=sources,
         score=score(own, figures),
         accuracy=measured.accuracy,
-        latency=measured.latencies[0],
-        baseline_latency=measured.latencies[1] if len(measured.latencies) > 1 else None,
+        latency=measured.latency,
+        baseline_latency=measured.baseline_latency,
+        latency_alone=measured.latency_alone,
         min_accuracy=minimum,
         changed_code=changed_code(classifier.folder) if classifier.folder else (),
         environment=describe_environment(),
@@ -195,7 +201,9 @@ def baseline_figures(
 class _Measured:
     size: float  # MB
     accuracy: Accuracy
-    latencies: tuple[Latency, ...]  # the model's, then the baseline's where it was needed
+    latency: Latency
+    baseline_latency: Latency | None  # where it was needed
+    latency_alone: Latency  # the model's, on one thread
     baseline: dict[str, float]  # those of its FIGURES that were needed
 
 
@@ -216,14 +224,18 @@ def _measure(
             other["size"] = _size(baseline, other_folder)
             if "latency" not in given:
                 targets.append(Target(other_folder))
+        if torch.get_num_threads() > 1:
+            targets.append(Target(folder, threads=1))
         latencies = measure_latencies(targets, runs=options.runs, threads=options.threads, progress=progress)
-    if len(latencies) > 1:
-        other["latency"] = latencies[1].mean
+    alone = latencies[-1] if targets[-1].threads == 1 else latencies[0]
+    timed = latencies[1] if baseline and "latency" not in given else None
+    if timed:
+        other["latency"] = timed.mean
     models = [classifier, baseline] if baseline else [classifier]
     data = with_test_images(data, [model.architecture for model in models])
     if baseline and "accuracy" not in given:
         other["accuracy"] = _accuracy(options, baseline, data, progress).top1
-    return _Measured(size, _accuracy(options, classifier, data, progress), latencies, other)
+    return _Measured(size, _accuracy(options, classifier, data, progress), latencies[0], timed, alone, other)
 
 
 def _size(classifier: Classifier, folder: Path) -> float:

@@ -35,6 +35,10 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import IO, Any, NamedTuple
 
+if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"} & os.environ.keys():
+    # read when torch is loaded: how long OpenMP's threads spin while they wait, in vain where others use their cores
+    os.environ["GOMP_SPINCOUNT"] = "10000"
+
 import torch
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
@@ -571,7 +575,7 @@ def measure_latency(model: nn.Module, input_shape: list[int]) -> dict[str, float
             model(image)
             times.append(1000 * (time.perf_counter() - start))
     times = times[WARM_UP:]
-    p90 = statistics.quantiles(times, n=10)[-1]
+    p90 = statistics.quantiles(times, n=10, method="inclusive")[-1]
     return {"latency": statistics.fmean(times), "latency_median": statistics.median(times), "latency_p90": p90}
 
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.load import OutsideLoad
 from slimkit.core.measure import worker
 from slimkit.core.measure.processes import read_answer, worker_environment
 from slimkit.core.progress import Progress, silent
@@ -34,8 +36,8 @@ ROUNDS = 10
 ROUND_WARMUP = 2  # uncounted runs at the head of each round: the pause and the other network have cooled the caches
 PAUSE = 0.05  # seconds between rounds, in which the other network's threads stop spinning
 NOISY = 0.1  # of the mean: a confidence interval that reaches farther gets a warning
-# 97.5 % quantiles of Student's t for 1 to ROUNDS - 1 degrees of freedom
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+RESAMPLES = 2000  # of the bootstrap
+BUSY = 0.2  # cores: more than that, kept busy by other programs meanwhile, gets a warning
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Target:
     """Something to be timed on the CPU: a model folder (eager, by slimkit's own code) or an .onnx file."""
 
     path: Path
+    threads: int | None = None  # None: as many as the others
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Latency:
     median: float
     p10: float
     p90: float
-    confidence: tuple[float, float] | None  # 95 % interval of the mean, see `mean_interval`; None for a single round
+    confidence: tuple[float, float] | None  # 95 % interval of the mean, see `bootstrap_interval`; None for one round
+    median_confidence: tuple[float, float] | None  # and of the median
     runs: int
     batch_size: int
     threads: int
@@ -62,12 +66,13 @@ class Latency:
     @property
     def uncertainty(self) -> float | None:
         """Half the confidence interval as a share of the mean; None for a single round."""
-        return (self.confidence[1] - self.mean) / self.mean if self.confidence else None
+        return (self.confidence[1] - self.confidence[0]) / 2 / self.mean if self.confidence else None
 
     def to_dict(self) -> dict[str, Any]:
         """All but the samples, as plain JSON values."""
         values = {name: value for name, value in vars(self).items() if name != "samples"}
-        return values | {"confidence": list(self.confidence) if self.confidence else None}
+        intervals = {name: values[name] and list(values[name]) for name in ("confidence", "median_confidence")}
+        return values | intervals
 
 
 def measure_latencies(
@@ -89,7 +94,10 @@ def measure_latencies(
             raise UsageError(f"The number of {name} is {value}.", "Give a whole number of at least 1.")
     rounds: list[list[list[float]]] = [[] for _ in targets]
     with ExitStack() as stack, progress("Timing", runs * len(targets)) as advance:
-        workers = [stack.enter_context(_start_worker(target, threads, batch_size)) for target in targets]
+        load = OutsideLoad()
+        workers = [
+            stack.enter_context(_start_worker(target, target.threads or threads, batch_size)) for target in targets
+        ]
         for each in workers:
             each.answer()  # all have loaded before the first is timed
         for each in workers:
@@ -99,10 +107,19 @@ def measure_latencies(
                 time.sleep(PAUSE)
                 rounds[place].append(workers[place].time(ROUND_WARMUP, share))
                 advance(share)
-    latencies = tuple(summarize(samples, batch_size=batch_size, threads=threads) for samples in rounds)
+        _warn_of_load(load.cores(each.process.pid for each in workers))
+    latencies = tuple(
+        summarize(samples, batch_size=batch_size, threads=target.threads or threads)
+        for target, samples in zip(targets, rounds, strict=True)
+    )
     for target, latency in zip(targets, latencies, strict=True):
         _warn_of_noise(target, latency)
     return latencies
+
+
+def _warn_of_load(cores: float | None) -> None:
+    if cores is not None and cores > BUSY:
+        log.warning("Other programs kept %.1f cores busy while latencies were measured: they read high.", cores)
 
 
 def _warn_of_noise(target: Target, latency: Latency) -> None:
@@ -132,9 +149,10 @@ def summarize(rounds: Sequence[Sequence[float]], *, batch_size: int, threads: in
     return Latency(
         mean=statistics.fmean(samples),
         median=statistics.median(samples),
-        p10=_percentile(samples, 10),
-        p90=_percentile(samples, 90),
-        confidence=mean_interval(rounds),
+        p10=float(np.percentile(samples, 10)),
+        p90=float(np.percentile(samples, 90)),
+        confidence=bootstrap_interval(rounds, lambda drawn: drawn.mean(1)),
+        median_confidence=bootstrap_interval(rounds, lambda drawn: np.median(drawn, axis=1)),
         runs=len(samples),
         batch_size=batch_size,
         threads=threads,
@@ -142,27 +160,23 @@ def summarize(rounds: Sequence[Sequence[float]], *, batch_size: int, threads: in
     )
 
 
-def mean_interval(rounds: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean by batch means: Student's t over the means of the rounds.
+def bootstrap_interval(
+    rounds: Sequence[Sequence[float]], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> tuple[float, float] | None:
+    """The 95 % interval of a statistic of all samples, by the percentiles of a bootstrap; None for a single round.
 
-    Runs that follow each other share the machine's mood, so an interval over single runs would be far too narrow
-    (Law, Simulation Modeling and Analysis, the method of batch means). None for a single round.
+    Runs that follow each other share the machine's mood, so whole rounds are drawn (Efron and Tibshirani 1993, An
+    Introduction to the Bootstrap, chapter 8.6). It can't leave the range of what was measured.
+    statistic: [resamples, samples] -> [resamples].
     """
-    means = [statistics.fmean(part) for part in rounds]
-    if len(means) < 2:
+    if len(rounds) < 2:
         return None
-    half = STUDENT_T[len(means) - 2] * statistics.stdev(means) / math.sqrt(len(means))
-    centre = statistics.fmean(sample for part in rounds for sample in part)
-    return centre - half, centre + half
-
-
-def _percentile(samples: Sequence[float], percent: int) -> float:
-    """Linear interpolation between the closest ranks, as numpy's default."""
-    ordered = sorted(samples)
-    position = percent / 100 * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+    shortest = min(len(part) for part in rounds)
+    table = np.array([part[:shortest] for part in rounds])
+    drawn = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    values = statistic(table[drawn].reshape(RESAMPLES, -1))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

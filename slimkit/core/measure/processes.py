@@ -7,6 +7,8 @@ import select
 import subprocess
 import sys
 
+from slimkit.waiting import limit_spinning
+
 ANSWER_SECONDS = 600.0  # that one answer may take: a hundred times what the largest network needs
 
 _VARIABLES = frozenset(
@@ -22,6 +24,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     It finds the modules that this process finds, in a checkout too that is not installed.
     """
     kept = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
+    limit_spinning(kept)
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return kept | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
