@@ -15,8 +15,10 @@ Peers that are not installed here can live in another environment: --peers-pytho
 import argparse
 import copy
 import dataclasses
+import importlib.util
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from intervals import with_interval
 from torch import Tensor, nn
 
 from slimkit.core.data import CalibrationBatches, ImageSet, evaluation_input
@@ -38,6 +41,7 @@ from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.options import ModelOptions, QuantizeOptions
 from slimkit.core.quantization.stage import quantize_for
+from slimkit.standalone.model import cpu_arithmetic
 
 RUNTIMES = Path(__file__).with_name("int8_runtimes.py")
 SIZES = (64, 224)
@@ -190,11 +194,47 @@ def _torch_ao(bench: Bench, name: str, quantize: Callable[[nn.Module, Tensor], n
     return path
 
 
+def pt2e_static(bench: Bench, size: int) -> Path:
+    """torchao's PT2E static quantization for x86, for Inductor."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    path = bench.folder / f"pt2e-{size}.pt2"
+    if not path.exists():
+        classifier, _ = bench.open()
+        quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+        example, batch = torch.randn(2, 3, size, size), {0: torch.export.Dim("batch", min=1, max=1024)}
+        exported = torch.export.export(classifier.module, (example,), dynamic_shapes=(batch,)).module()
+        prepared = prepare_pt2e(exported, quantizer)
+        with torch.no_grad():
+            for images in bench.calibration():
+                prepared(nn.functional.interpolate(images, size=(size, size)) if size != SIZES[0] else images)
+        torch.export.save(torch.export.export(convert_pt2e(prepared), (example,), dynamic_shapes=(batch,)), path)
+    return path
+
+
+def missing(contender: Contender, bench: Bench) -> str | None:
+    """Why a contender can't run here; None where it can."""
+    if contender.kind == "inductor":
+        if importlib.util.find_spec("torchao") is None:
+            return "torchao is not installed"
+        return None if shutil.which("g++") or shutil.which("clang++") else "there is no C++ compiler for Inductor"
+    if contender.is_peer and contender.kind == "openvino":
+        code = subprocess.run([bench.python(True), "-c", "import openvino, nncf"], capture_output=True).returncode
+        return "openvino and nncf are not installed" if code else None
+    return None
+
+
 # weights of all 8 bits, whatever the CPU would have by default
 STATIC: dict[str, Any] = {"scheme": "static", "portable": False}
 DYNAMIC: dict[str, Any] = {"scheme": "dynamic", "portable": False}
 CONTENDERS = (
     Contender("float32, torch eager", "folder", lambda bench, _: bench.write_folder("float")),
+    Contender("float32, torch eager, channels-last", "channels-last", lambda bench, _: bench.write_folder("float")),
+    Contender("float32, torch traced", "traced", lambda bench, _: bench.write_folder("float")),
     Contender("float32, ONNX Runtime", "onnx", lambda bench, size: bench.write_onnx("float", size)),
     Contender("slimkit static, torch eager", "folder", lambda bench, _: bench.write_folder("static", **STATIC)),
     Contender("slimkit dynamic, torch eager", "folder", lambda b, _: b.write_folder("dynamic", **DYNAMIC)),
@@ -224,9 +264,16 @@ CONTENDERS = (
         "onnx",
         lambda b, size: b.write_onnx("portable", size, **STATIC | {"portable": True}),
     ),
+    Contender("slimkit static, OpenVINO", "openvino", lambda b, size: b.write_onnx("static", size, **STATIC), True),
+    Contender("PT2E, Inductor", "inductor", pt2e_static),
     Contender("torch.ao FX static, traced", "torchscript", torch_ao_static),
     Contender("torch.ao dynamic (Linear alone), traced", "torchscript", torch_ao_dynamic),
-    Contender("ONNX Runtime quantize_static", "onnx", lambda b, size: b.write_peer("onnx", size, ".onnx"), True),
+    Contender(
+        "ONNX Runtime quantize_static",
+        "onnx",
+        lambda b, size: b.write_peer("onnx-reduced" if cpu_arithmetic().saturates else "onnx", size, ".onnx"),
+        True,
+    ),
     Contender("NNCF, OpenVINO", "openvino", lambda b, size: b.write_peer("openvino", size, ".xml"), True),
 )
 
@@ -318,7 +365,9 @@ def table(bench: Bench, contenders: Sequence[Contender]) -> str:
     rows = ["| network | top-1 % | MB | ms at 64x64 | ms at 224x224 |", "| --- | ---: | ---: | ---: | ---: |"]
     for contender in contenders:
         times = [(bench.known(f"latency {size}") or {}).get(contender.name, "") for size in SIZES]
-        cells = [bench.known(f"accuracy {contender.name}"), bench.known(f"MB {contender.name}"), *times]
+        accuracy = bench.known(f"accuracy {contender.name}")
+        known = None if accuracy is None else with_interval(accuracy, len(bench.test_images()[1]))
+        cells = [known, bench.known(f"MB {contender.name}"), *times]
         rows.append(f"| {contender.name} | " + " | ".join("" if c is None else str(c) for c in cells) + " |")
     peak = bench.known("peak")
     if peak and bench.known("latency 224"):
@@ -342,14 +391,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)
-    for contender in (c for c in CONTENDERS if arguments.only in c.name):
+    reasons = {contender.name: missing(contender, bench) for contender in CONTENDERS}
+    contenders = [contender for contender in CONTENDERS if reasons[contender.name] is None]
+    for contender in (c for c in contenders if arguments.only in c.name):
         bench.get(f"accuracy {contender.name}", lambda c=contender: measure_accuracy(bench, c))  # type: ignore[misc]
         bench.get(f"MB {contender.name}", lambda c=contender: file_size(c.make(bench, SIZES[0])))  # type: ignore[misc]
     if not arguments.only:
         for size in SIZES:
-            bench.get(f"latency {size}", lambda s=size: measure_latencies(bench, CONTENDERS, s))  # type: ignore[misc]
+            bench.get(f"latency {size}", lambda s=size: measure_latencies(bench, contenders, s))  # type: ignore[misc]
         bench.get("peak", lambda: measure_peak(bench))
-    print(table(bench, CONTENDERS))
+    print(table(bench, contenders))
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"Not run: {name}: {reason}.")
 
 
 if __name__ == "__main__":

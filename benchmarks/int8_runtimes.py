@@ -31,8 +31,11 @@ BATCH = 50
 # ---- build ----
 
 
-def build_onnxruntime(source: Path, target: Path, images: np.ndarray) -> None:
-    """QDQ with uint8 activations and int8 weights per channel, after the shape inference and fusions it asks for."""
+def build_onnxruntime(source: Path, target: Path, images: np.ndarray, reduce_range: bool = False) -> None:
+    """QDQ with uint8 activations and int8 weights per channel, after the shape inference and fusions it asks for.
+
+    reduce_range: weights of 7 bits, which ONNX Runtime's documentation asks for on CPUs without VNNI.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -54,7 +57,13 @@ def build_onnxruntime(source: Path, target: Path, images: np.ndarray) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        reduce_range=reduce_range,
     )
+
+
+def build_onnxruntime_reduced(source: Path, target: Path, images: np.ndarray) -> None:
+    """The same with weights of 7 bits."""
+    build_onnxruntime(source, target, images, reduce_range=True)
 
 
 def build_openvino(source: Path, target: Path, images: np.ndarray) -> None:
@@ -68,7 +77,7 @@ def build_openvino(source: Path, target: Path, images: np.ndarray) -> None:
     openvino.save_model(quantized, target)
 
 
-BUILDERS = {"onnx": build_onnxruntime, "openvino": build_openvino}
+BUILDERS = {"onnx": build_onnxruntime, "onnx-reduced": build_onnxruntime_reduced, "openvino": build_openvino}
 
 
 # ---- serve ----
@@ -76,12 +85,42 @@ BUILDERS = {"onnx": build_onnxruntime, "openvino": build_openvino}
 
 def run_folder(folder: Path, threads: int, size: int) -> Run:
     """A model folder, by its own code, eager."""
+    return run_module(_load_folder(folder), threads)
+
+
+def run_channels_last(folder: Path, threads: int, size: int) -> Run:
+    """The same in channels-last memory, weights and images."""
+    import torch
+
+    run = _load_folder(folder).to(memory_format=torch.channels_last)
+    return run_module(lambda x: run(x.contiguous(memory_format=torch.channels_last)), threads)
+
+
+def run_traced(folder: Path, threads: int, size: int) -> Run:
+    """The same as one traced call, frozen."""
+    import torch
+
+    with torch.no_grad():
+        traced = torch.jit.trace(_load_folder(folder), torch.randn(1, 3, size, size))
+        return run_module(torch.jit.freeze(traced.eval()), threads)
+
+
+def _load_folder(folder: Path) -> Any:
     spec = importlib.util.spec_from_file_location("model_loader", folder / "model_loader.py")
     assert spec is not None
     assert spec.loader is not None
     loader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loader)
-    return run_module(loader.load_model(str(folder)), threads)
+    return loader.load_model(str(folder))
+
+
+def run_inductor(file: Path, threads: int, size: int) -> Run:
+    """A network that PT2E quantized, compiled by Inductor."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        return run_module(torch.compile(torch.export.load(file).module()), threads)
 
 
 def run_torchscript(file: Path, threads: int, size: int) -> Run:
@@ -146,6 +185,9 @@ def run_peak(_: Path, threads: int, size: int) -> Run:
 
 RUNNERS: dict[str, Callable[[Path, int, int], Run]] = {
     "folder": run_folder,
+    "channels-last": run_channels_last,
+    "traced": run_traced,
+    "inductor": run_inductor,
     "torchscript": run_torchscript,
     "onnx": run_onnxruntime,
     "openvino": run_openvino,

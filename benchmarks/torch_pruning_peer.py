@@ -28,7 +28,8 @@ SCOPES = {
     "isomorphic": {"global_pruning": True, "isomorphic": True},
 }
 MAX_RATE = 0.9
-TOLERANCE = 0.01  # of the MACs asked for
+TOLERANCE = 0.02  # of the MACs asked for: rounded widths come no nearer
+WIDTH_STEP = 16  # channels, as slimkit has it in this benchmark
 
 
 def settings() -> Iterator[tuple[str, str]]:
@@ -43,7 +44,7 @@ def prune_to_macs(
     whole, low, high = sum(count_macs(module, input_shape).values()), 0.0, 1.0
     for _ in range(12):
         ratio = (low + high) / 2
-        cut = prune(module, input_shape, importance, scope, ratio, labelled)
+        cut = prune(module, input_shape, importance, scope, ratio, labelled, round_to=WIDTH_STEP)
         share = sum(count_macs(cut, input_shape).values()) / whole
         if abs(share / macs - 1) <= TOLERANCE:
             return cut
@@ -52,7 +53,13 @@ def prune_to_macs(
 
 
 def prune(
-    module: nn.Module, input_shape: tuple[int, ...], importance: str, scope: str, ratio: float, labelled: Labelled = ()
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    importance: str,
+    scope: str,
+    ratio: float,
+    labelled: Labelled = (),
+    round_to: int | None = None,
 ) -> nn.Module:
     """`module` cut by Torch-Pruning at a pruning ratio in one step, in eval mode; the classifier keeps its outputs."""
     cut = copy.deepcopy(module).eval()
@@ -66,6 +73,7 @@ def prune(
         importance=scorer,
         pruning_ratio=ratio,
         max_pruning_ratio=MAX_RATE,
+        round_to=round_to,
         ignored_layers=[last],
         **SCOPES[scope],
     )
