@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import scipy.stats
 import torch
 from conftest import small_classifier
 from torch import Tensor, nn
@@ -120,6 +121,22 @@ class TestLatency:
         assert latency.median_confidence is not None
         assert 1 <= latency.median_confidence[0] < 3.5 < latency.median_confidence[1] <= 9
         assert latency.uncertainty == pytest.approx((latency.confidence[1] - latency.confidence[0]) / 2 / 4)
+
+    @pytest.mark.parametrize(("figure", "field"), [(np.mean, "confidence"), (np.median, "median_confidence")])
+    def test_intervals_are_those_of_a_bootstrap_of_the_rounds(
+        self, figure: Callable[..., np.ndarray], field: str
+    ) -> None:
+        rounds = np.random.default_rng(1).lognormal(0, 0.3, (8, 10)) * np.linspace(1, 2, 8)[:, None]
+        expected = scipy.stats.bootstrap(
+            tuple(rounds.T),
+            lambda *columns, axis: figure(np.stack(columns), axis=(0, axis)),
+            paired=True,
+            method="percentile",
+            rng=2,
+        ).confidence_interval
+        interval = getattr(summarize(rounds.tolist(), batch_size=1, threads=2), field)
+        width = expected.high - expected.low
+        assert interval == pytest.approx((expected.low, expected.high), abs=0.15 * width)
 
     def test_intervals_stay_within_what_was_measured(self) -> None:
         """One round in ten was held up by another program: Student's interval of the mean would reach below 0."""
