@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,47 @@ def test_an_unknown_operation_is_refused_with_the_line() -> None:
     error = refusal(Function(lambda x: torch.linalg.svdvals(x.mean((2, 3)))))
     assert "svd" in str(error)
     assert "test_graph.py" in str(error)
+
+
+def test_autocast_is_refused_with_the_line() -> None:
+    def half(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (x.flatten(2) @ x.flatten(2).mT).mean(2)
+
+    assert "autocast" in str(refusal(Function(half)))
+
+
+class Drifting(nn.Module):
+    """A network whose answers depend on how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = itertools.count(1)
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * self.weight * next(self.asked)
+
+
+def test_a_network_that_answers_otherwise_than_its_graph_is_refused() -> None:
+    assert "answers otherwise" in str(refusal(Drifting()))
+
+
+def test_modules_may_have_any_name() -> None:
+    module = nn.Module()
+    module.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+    module._steps = nn.Linear(4, 2)
+    module.input = nn.ReLU()
+    kind = type("Named", (type(module),), {})
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.input(layer(x))
+        return self._steps(x.mean((2, 3)))
+
+    kind.forward = forward
+    module.__class__ = kind
+    assert_same_bits(module.eval(), capture(module, SHAPE).network(), (1, 32), (3, 40))
 
 
 def test_a_wrong_image_is_refused() -> None:

@@ -235,22 +235,22 @@ class GraphNetwork(nn.Module):
         Raises ValueError that names the layer which can't be built.
         """
         super().__init__()
-        self.layers = tuple(layers)
+        self.__layers = tuple(layers)
         for name, tensor in tensors.items():
             self._register(name, tensor)
-        self._steps: list[_Step] = []
+        self.__steps: list[_Step] = []
         self._prepare()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images -> logits, of the dtype that the weights have."""
-        if not self._steps:
+        if not self.__steps:
             self._prepare()
         values = {"input": x}
-        for step in self._steps:
+        for step in self.__steps:
             values[step.name] = step.run(values, x.shape)
             for expired in step.expired:
                 del values[expired]
-        logits: Tensor = values[self._steps[-1].name]
+        logits: Tensor = values[self.__steps[-1].name]
         return logits
 
     def tensor(self, name: str) -> Tensor:
@@ -282,20 +282,20 @@ class GraphNetwork(nn.Module):
 
     def _prepare(self) -> None:
         known = {"input"}
-        for layer in self.layers:
+        for layer in self.__layers:
             name, inputs = layer["name"], layer["inputs"]
             if name in known or not known.issuperset(inputs):
                 raise ValueError(f"layer {name!r} has no name of its own, or reads what is no earlier layer: {inputs}")
             known.add(name)
-        read: set[str] = {self.layers[-1]["name"]}
-        for layer in reversed(self.layers):
+        read: set[str] = {self.__layers[-1]["name"]}
+        for layer in reversed(self.__layers):
             expired = tuple(dict.fromkeys(source for source in layer["inputs"] if source not in read))
             read.update(expired)
-            self._steps.insert(0, _Step(self, layer, expired))
+            self.__steps.insert(0, _Step(self, layer, expired))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what is tied to these very tensors."""
-        return {**self.__dict__, "_steps": []}
+        return {**self.__dict__, "_GraphNetwork__steps": []}
 
 
 class _Step:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from slimkit.core.errors import ModelError, first_line
 from slimkit.core.graph.functional import functionalize
@@ -34,11 +35,14 @@ def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int 
     output_index: which of several outputs, flattened, gives the logits.
 
     Raises ModelError, with the line of the user's code, for a network that torch.export can't capture, that calls an
-    operation which is not in `standalone.graph.OPERATIONS`, or whose outputs are several.
+    operation which is not in `standalone.graph.OPERATIONS`, whose outputs are several, or that answers otherwise than
+    what was captured of it.
     """
     module = on_cpu(unwrap(module))
     program = _export(module, tuple(input_shape))
-    return normalize(functionalize(program), module, tuple(input_shape), output_index)
+    graph = normalize(functionalize(program), module, tuple(input_shape), output_index)
+    _verify(graph, module, output_index or 0)
+    return graph
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -84,6 +88,20 @@ def _export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
                 f"Check that it takes images of shape {tuple(input_shape)}; let its forward() not depend on the values "
                 "of tensors.",
             ) from error
+
+
+def _verify(graph: Graph, module: nn.Module, output_index: int) -> None:
+    """Raise ModelError where the graph does not give the network's answers to random images."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH + 1, *graph.input_shape, generator=draws)  # another number than it was captured with
+    with evaluating(module), torch.no_grad():
+        wanted = [leaf for leaf in tree_leaves(module(images)) if isinstance(leaf, Tensor)][output_index]
+        given = graph.network(copy=False)(images)
+    if given.shape != wanted.shape or not torch.allclose(given, wanted, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ModelError(
+            f"{type(module).__name__} answers otherwise than what torch.export captured of it.",
+            "Let its forward() depend on the images and on its parameters alone, and change nothing of the network.",
+        )
 
 
 @contextmanager

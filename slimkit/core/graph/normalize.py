@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves
 
 from slimkit.core.errors import ModelError
+from slimkit.core.graph.call import Call, Parts, Result
 from slimkit.core.graph.fold import fold_constants
 from slimkit.core.graph.node import IMAGE, Argument, Graph, Input, Node, Size, Weight
 from slimkit.core.graph.sizes import read_size
 from slimkit.core.graph.source import module_path, source_line
-from slimkit.core.graph.spellings import SPELLINGS, Call, Parts, Result
+from slimkit.core.graph.spellings import SPELLINGS
 from slimkit.standalone.graph import DTYPES, OPERATIONS
 
 _IGNORED = frozenset({"device", "layout", "pin_memory", "non_blocking", "cudnn_enabled", "copy"})
@@ -125,12 +127,16 @@ class _Reader:
             self._results[node] = self._read_operation(node, packet)
 
     def _read_python(self, node: fx.Node, name: str) -> None:
-        """A part of a result, or arithmetic on sizes, which are read where they are used."""
-        if name == "getitem" and node.users and isinstance(node.args[0], fx.Node):
-            whole, index = self._results[node.args[0]], node.args[1]
-            assert isinstance(index, int)
-            if isinstance(whole, Parts):
+        """A part of a result; arithmetic on sizes is read where it is used."""
+        if name == "getitem" and isinstance(node.args[0], fx.Node):
+            whole, index = self._results.get(node.args[0]), node.args[1]
+            if node.users and isinstance(whole, Parts) and isinstance(index, int):
                 self._results[node] = whole.take(index)
+        elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta.get("val"))):
+            raise ModelError(
+                f"The network uses {name}, which slimkit does not know, at {source_line(node) or node.name}.",
+                "Leave out torch.autocast, torch.cond and the like.",
+            )
 
     def _read_operation(self, node: fx.Node, packet: str) -> Result:
         call = Call(self, node, self._bind(node))

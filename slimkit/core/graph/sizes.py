@@ -43,8 +43,17 @@ def _read(expression: sympy.Expr, symbols: Mapping[str, int]) -> Size | int:
         return Size("image", (symbols[str(expression)],))
     if kind == "Pow" and expression.exp.is_Integer and int(expression.exp) > 0:
         return _read(sympy.Mul(*[expression.base] * int(expression.exp), evaluate=False), symbols)
+    if kind in ("CeilToInt", "FloorToInt", "TruncToInt") and type(expression.args[0]).__name__ == "IntTrueDiv":
+        return _quotient(*(_read(part, symbols) for part in expression.args[0].args), up=kind == "CeilToInt")
     if kind not in _FUNCTIONS:
         raise ModelError(f"The network computes the size {expression}.", "Compute sizes by whole numbers.")
     function = _FUNCTIONS[kind]
     parts = [_read(part, symbols) for part in expression.args]
     return reduce(lambda a, b: Size(function, (a, b)), parts)  # type: ignore[arg-type]  # a literal
+
+
+def _quotient(dividend: Size | int, divisor: Size | int, *, up: bool) -> Size | int:
+    """Of whole numbers, rounded down, or up: -(-a // b)."""
+    if not up:
+        return Size("floordiv", (dividend, divisor))
+    return Size("mul", (-1, Size("floordiv", (Size("mul", (-1, dividend)), divisor))))
