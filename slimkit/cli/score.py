@@ -56,12 +56,17 @@ def score_table(report: "ScoreReport") -> "Table":
 def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
     latency = report.latency
     interval = latency.median_confidence
+    alone = f"; median {report.latency_alone.median:.3f} ms on one" if latency.threads > 1 else ""
     known = f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
     return [
         f"Latency: median {latency.median:.3f} ms{known}, p90 {latency.p90:.3f} ms; {latency.runs} runs at batch 1 on "
-        f"{latency.threads} threads; median {report.latency_alone.median:.3f} ms on one.",
+        f"{_threads(latency.threads)}{alone}.",
         f"Accuracy: {report.accuracy.images:,} test images of {report.data}; under "
         f"{report.min_accuracy:.2f} % a model is degenerate and ranks below the rest.",
         *foreign_code(report.changed_code),
         f"The score is in {options.output}.",
     ]
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
