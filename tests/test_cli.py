@@ -113,11 +113,11 @@ def test_module_runs_like_the_program() -> None:
 def test_wrong_usage_is_told_in_two_lines(run: typing.Any, arguments: list[str], said: str) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
-    error, mend = err.splitlines()
+    error, hint = err.splitlines()
     assert error.startswith("error: ")
     assert said in error
-    assert mend.startswith("mend: ")
-    assert "--help" in mend
+    assert hint.startswith("hint: ")
+    assert "--help" in hint
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_wrong_usage_is_told_in_two_lines(run: typing.Any, arguments: list[str],
 def test_failure_in_json_is_one_object(run: typing.Any, arguments: list[str]) -> None:
     code, out, err = run(*arguments, "--json")
     assert code in (1, 2)
-    assert set(json.loads(out)) == {"error", "mend"}
+    assert set(json.loads(out)) == {"error", "hint"}
     assert json.loads(out)["error"] in err
 
 
@@ -161,10 +161,10 @@ def test_wrong_configuration_names_file_and_key(run: typing.Any, text: str, said
     Path("own.yaml").write_text(text)
     code, out, err = run("prune", "-c", "own.yaml")
     assert (code, out) == (2, "")
-    error, mend = err.splitlines()
+    error, hint = err.splitlines()
     assert error.startswith("error: own.yaml")
     assert said in error
-    assert mend.startswith("mend: ")
+    assert hint.startswith("hint: ")
 
 
 def test_recipe_with_a_wrong_key_names_it(run: typing.Any) -> None:
@@ -215,7 +215,7 @@ def test_every_exception_has_its_line_and_code(error: BaseException, code: int, 
     failure = explain(error)
     assert failure.exit_code == code
     assert said in failure.message
-    assert failure.mend
+    assert failure.hint
 
 
 def test_debug_shows_the_traceback(run: typing.Any) -> None:

@@ -210,8 +210,8 @@ def test_signal_leaves_the_last_whole_result(chain: Chain, number: signal.Signal
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert err.splitlines()[-1].startswith("mend: ")
-    assert set(json.loads(out)) == {"error", "mend"}
+    assert err.splitlines()[-1].startswith("hint: ")
+    assert set(json.loads(out)) == {"error", "hint"}
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

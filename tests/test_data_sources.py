@@ -200,12 +200,12 @@ def test_a_file_that_is_neither_folder_nor_zip(tmp_path: Path) -> None:
         _open(tmp_path / "data.tar")
 
 
-@pytest.mark.parametrize(("spec", "mend"), [("imagenet", "imagenette"), ("digit100", "digits100"), ("xyz", "one of:")])
-def test_an_unknown_name_suggests_known_ones(spec: str, mend: str) -> None:
+@pytest.mark.parametrize(("spec", "hint"), [("imagenet", "imagenette"), ("digit100", "digits100"), ("xyz", "one of:")])
+def test_an_unknown_name_suggests_known_ones(spec: str, hint: str) -> None:
     with pytest.raises(DataError) as caught:
         open_dataset(spec)
     assert spec in str(caught.value)
-    assert mend in caught.value.mend
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize("sizes", [(0, 8), (-1, None), (64, 32), (None, 100)])
@@ -260,7 +260,7 @@ def test_what_is_written_as_a_folder_opens_with_the_same_pixels(folder: Path, tm
         write_image_folder(data.test, data.class_names, tmp_path / "copy" / "val")
 
 
-def test_every_error_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_every_error_says_how_to_fix_it(tmp_path: Path) -> None:
     with pytest.raises(SlimkitError) as caught:
         open_dataset(str(tmp_path))
-    assert caught.value.mend
+    assert caught.value.hint

@@ -50,7 +50,7 @@ def test_without_a_network_the_error_says_so_and_leaves_nothing(
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(NetworkError, match=f"{name} can't be downloaded") as caught:
         open_dataset(name)
-    assert "network" in caught.value.mend
+    assert "network" in caught.value.hint
     assert list(cache.iterdir()) == []
 
 

@@ -34,7 +34,7 @@ def test_a_full_disk_is_named_and_left_as_it_was(
     error = capsys.readouterr().err
     assert "disk" in error
     assert str(small_disk) in error
-    assert "mend: " in error
+    assert "hint: " in error
     assert [file.name for file in small_disk.iterdir()] == ["precious"]
 
 
@@ -43,5 +43,5 @@ def test_a_read_only_disk_is_named(small_disk: Path, image_folder: Path, capsys:
     assert _train(image_folder, small_disk / "model") == 1
     error = capsys.readouterr().err
     assert str(small_disk) in error
-    assert "mend: " in error
+    assert "hint: " in error
     assert list(small_disk.iterdir()) == []

@@ -49,9 +49,9 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> typing.Callable[..., str]:
     def run(*arguments: str, code: int) -> str:
         assert main(arguments) == code
         out, err = capsys.readouterr()
-        error, mend = err.splitlines()
+        error, hint = err.splitlines()
         assert out == ""
-        assert mend.startswith("mend: ")
+        assert hint.startswith("hint: ")
         return error
 
     return run

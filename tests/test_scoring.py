@@ -150,7 +150,7 @@ class TestRunScore:
         options = ScoreOptions(model=str(model_folder), baseline="resnet18", output=tmp_path / "results.json")
         with pytest.raises(UsageError, match="random weights") as error:
             run_score(options)
-        assert "--baseline-weights" in error.value.mend
+        assert "--baseline-weights" in error.value.hint
 
     def test_nothing_is_overwritten(self, model_folder: Path, tmp_path: Path) -> None:
         output = tmp_path / "results.json"

@@ -98,7 +98,7 @@ def test_a_student_without_a_teacher_is_told_how_to_name_one(tmp_path: Path, ima
     student = _train(tmp_path, image_folder, epochs=0)
     with pytest.raises(UsageError, match="teacher") as caught:
         run_distill(DistillOptions(model=str(student), output=tmp_path / "distill"))
-    assert "--teacher" in caught.value.mend
+    assert "--teacher" in caught.value.hint
 
 
 def test_data_with_other_classes_are_refused_by_name(tmp_path: Path, image_folder: Path) -> None:

@@ -86,7 +86,7 @@ def _fail(error: BaseException, output: Output) -> int:
     if output.debug:
         traceback.print_exception(error)
     failure = explain(error)
-    output.failure(failure.message, failure.mend)
+    output.failure(failure.message, failure.hint)
     return failure.exit_code
 
 

@@ -24,8 +24,8 @@ def load_defaults(context: typer.Context, options_type: type, file: str | None) 
     try:
         options: Any = parse_options(options_type, settings, file)
     except FieldError as error:
-        mend = f"Correct that line; `{context.command_path} --help` lists the options."
-        raise UsageError(str(error) + "." * (not str(error).endswith("?")), mend) from None
+        hint = f"Correct that line; `{context.command_path} --help` lists the options."
+        raise UsageError(str(error) + "." * (not str(error).endswith("?")), hint) from None
     context.default_map = {key: getattr(options, key) for key in settings}
 
 

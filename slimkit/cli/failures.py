@@ -1,4 +1,4 @@
-"""What any exception means to the user: a line that says what is wrong, one that says how to mend it, an exit code."""
+"""What any exception means to the user: a line that says what is wrong, one that says how to fix it, an exit code."""
 
 import errno
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Failure:
     """How a command failed."""
 
     message: str
-    mend: str
+    hint: str
     exit_code: int = 1
 
 
@@ -26,7 +26,7 @@ def explain(error: BaseException) -> Failure:
     again = "Whatever was finished before is whole; give the command again to go on."
     match error:
         case SlimkitError():
-            return Failure(str(error), error.mend, error.exit_code)
+            return Failure(str(error), error.hint, error.exit_code)
         case typer.TyperException():
             return _explain_usage(error)
         case KeyboardInterrupt():
@@ -60,4 +60,4 @@ def _explain_os_error(error: OSError) -> Failure:
             return Failure(f"There is no {path}.", "Check the path.")
         case errno.ENOTDIR | errno.EEXIST | errno.EISDIR:
             return Failure(f"{path} can't be used: {error.strerror}.", "Give another path.")
-    return Failure(f"The system refused {path}: {error.strerror or error}.", "Mend that, and run again.")
+    return Failure(f"The system refused {path}: {error.strerror or error}.", "Fix that, and run again.")

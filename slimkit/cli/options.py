@@ -30,7 +30,7 @@ FLAGS: dict[str, Any] = {
     "baseline": typer.Option(
         "--baseline", metavar="MODEL", help="What to compare with. Without it: the model that this one was made from."
     ),
-    "epochs": typer.Option("--epochs", help="How often each training image is seen."),
+    "epochs": typer.Option("--epochs", help="Training epochs."),
     "batch_size": typer.Option("--batch-size", help="Images per step."),
     "optimizer": typer.Option("--optimizer", help="How the weights are updated."),
     "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),
@@ -56,7 +56,7 @@ FLAGS: dict[str, Any] = {
 
 HOW_TO_RUN: dict[str, Any] = {
     "json": _shared(
-        "--json", help="Print one JSON object and nothing else on stdout; a failure gives one with error and mend."
+        "--json", help="Print one JSON object and nothing else on stdout; a failure gives one with error and hint."
     ),
     "quiet": _shared("--quiet", "-q", help="No logs, bars or tables: print the path of the result alone."),
     "debug": _shared("--debug", help="Log more, and show the traceback of a failure."),

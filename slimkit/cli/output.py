@@ -64,12 +64,12 @@ class Output:
             for renderable in human:
                 self._stdout.print(renderable)
 
-    def failure(self, message: str, mend: str) -> None:
-        """Tell what went wrong, and how to mend it, on stderr; in JSON on stdout too, unless a result is there."""
+    def failure(self, message: str, hint: str) -> None:
+        """Tell what went wrong, and how to fix it, on stderr; in JSON on stdout too, unless a result is there."""
         self._say(f"error: {message}", style="bold red")
-        self._say(f"mend: {mend}")
+        self._say(f"hint: {hint}")
         if self.json and not self._printed_json:
-            self._print_json({"error": message, "mend": mend})
+            self._print_json({"error": message, "hint": hint})
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Advance]:

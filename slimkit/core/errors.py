@@ -1,18 +1,18 @@
 """The exceptions that slimkit raises on purpose.
 
-Each carries one sentence that says what is wrong (``str(error)``) and one that says how to mend it (``error.mend``).
+Each carries one sentence that says what is wrong (``str(error)``) and one that says how to fix it (``error.hint``).
 The command line maps them in one place, ``slimkit/cli/app.py``, to two printed lines and ``error.exit_code``.
 """
 
 
 class SlimkitError(Exception):
-    """Something went wrong in a way that the user can mend."""
+    """Something went wrong in a way that the user can fix."""
 
     exit_code = 1
 
-    def __init__(self, message: str, mend: str) -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
-        self.mend = mend
+        self.hint = hint
 
 
 class UsageError(SlimkitError):

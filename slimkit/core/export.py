@@ -153,12 +153,12 @@ def check_answers(
         raise MissedError(
             f"ONNX Runtime answers {check.agreement:.1f} % of {count} {check.images} as the model does "
             f"(at least {AGREEMENT} % is required); nothing was written.",
-            _how_to_mend(classifier),
+            _hint_for(classifier),
         )
     return check
 
 
-def _how_to_mend(classifier: Classifier) -> str:
+def _hint_for(classifier: Classifier) -> str:
     weights = [layer.codes for layer in read_rounded(classifier).values()]
     if onnx_kind(classifier) == "int8 (QDQ)" and cpu_arithmetic().saturates and any(map(can_saturate, weights)):
         return "Its sums saturate on this CPU, which has no VNNI: quantize again with --portable, or export elsewhere."

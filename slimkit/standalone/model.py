@@ -22,7 +22,7 @@ from torch.nn import functional
 
 @torch.random.fork_rng(devices=())  # the weights come from the file: whoever loads a model keeps the random state
 def build_model(architecture: dict[str, Any]) -> nn.Module:
-    """Build the network that `architecture` (the parsed JSON) describes, in eval mode, its numbers still unset.
+    """Build the network that `architecture` (the parsed JSON) describes, in eval mode, its weights uninitialised.
 
     It maps normalized float images [n, 3, height, width] to float logits [n, num_classes]. The architecture may be a
     stranger's: it is data, no code that it names is reached but what stands in CALLS, and sizes are bounded before

@@ -27,7 +27,7 @@ def check_dataset(spec: str, progress: Progress = silent) -> DatasetCheck:
     collection = find_collection(spec, progress)
     counts = {split: len(source.labels) for split, source in collection.sources.items()}
     problems: list[str] = []
-    with progress("checking images", sum(counts.values())) as advance, ThreadPoolExecutor(usable_cores()) as pool:
+    with progress("check images", sum(counts.values())) as advance, ThreadPoolExecutor(usable_cores()) as pool:
         for source in collection.sources.values():
             for start in range(0, len(source.labels), CHUNK):
                 chunk = range(start, min(start + CHUNK, len(source.labels)))

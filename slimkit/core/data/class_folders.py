@@ -22,7 +22,7 @@ from slimkit.standalone import model_loader
 
 log = logging.getLogger("slimkit")
 
-LAYOUT_MEND = (
+LAYOUT_HINT = (
     "Put the images of each class into a folder of its name: train/<class>/… and val/<class>/…, or <class>/… alone."
 )
 USES = {
@@ -61,7 +61,7 @@ def read_class_folders(tree: Tree) -> Collection:
     try:
         found = model_loader.read_class_folders(tree.names(), tree.path)
     except ValueError as error:
-        raise DataError(f"{error}.", LAYOUT_MEND) from None
+        raise DataError(f"{error}.", LAYOUT_HINT) from None
     for remark in found.remarks:
         log.warning("%s", remark)
     uses = _uses(found.splits)
@@ -89,7 +89,7 @@ def _class_names(tree: Tree, folders: Mapping[str, str], classes: Mapping[str, C
     if len(known) < 2:
         only = next(iter(known))
         raise DataError(
-            f"{tree.path / folders[first]} holds only one class, {only!r}; it takes two at least.", LAYOUT_MEND
+            f"{tree.path / folders[first]} holds only one class, {only!r}; it takes two at least.", LAYOUT_HINT
         )
     for use in classes:
         if extra := sorted(classes[use].keys() - known):

@@ -28,7 +28,7 @@ log = logging.getLogger("slimkit")
 
 HOLDOUT_SHARE = 0.05  # of the training images
 TEST_SHARE = 0.2  # of a set that comes unsplit
-SPLIT_MEND = "Name a data set with a train/ folder and a val/ or test/ folder."
+SPLIT_HINT = "Name a data set with a train/ folder and a val/ or test/ folder."
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ImageSet:
             raise DataError(f"No class of {self.name} has two images, so none can be set aside.", "Add images.")
         if split not in self.splits:
             wanted = "test" if split == "test" else "training"
-            raise DataError(f"{self.name} has no {wanted} images.", SPLIT_MEND)
+            raise DataError(f"{self.name} has no {wanted} images.", SPLIT_HINT)
         return self.splits[split]
 
 
@@ -121,8 +121,8 @@ def find_collection(spec: str, progress: Progress = silent) -> Collection:
         raise DataError(f"{path} is neither a folder nor a .zip file.", "Name a folder, a .zip or a data set.")
     names = [digits.NAME, *torchvision_sets.NAMES]
     near = difflib.get_close_matches(spec.lower(), names, n=1)
-    mend = f"Did you mean {near[0]}?" if near else f"Check the path, or take one of: {', '.join(names)}."
-    raise DataError(f"{spec} is no folder, no .zip file and no known data set.", mend)
+    hint = f"Did you mean {near[0]}?" if near else f"Check the path, or take one of: {', '.join(names)}."
+    raise DataError(f"{spec} is no folder, no .zip file and no known data set.", hint)
 
 
 def label_map(model_names: Sequence[str], data_names: Sequence[str]) -> Tensor:

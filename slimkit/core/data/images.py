@@ -96,7 +96,7 @@ class MemoryStore:
 
     def load(self, positions: Tensor, progress: Progress) -> None:
         """As `Store.load`."""
-        with progress("decoding images", len(positions)) as advance:
+        with progress("decode images", len(positions)) as advance:
             for chunk in torch.split(positions, 512):
                 self._decode(chunk)
                 advance(len(chunk))
@@ -151,7 +151,7 @@ class _Squares(Dataset[Any]):
         try:
             return model_loader.resize_to_square(self._source.image(position), self._preprocessing).numpy()
         except DataError as error:
-            return str(error), error.mend
+            return str(error), error.hint
 
 
 def _stack(squares: list[Any]) -> Any:

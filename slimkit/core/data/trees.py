@@ -14,7 +14,7 @@ from slimkit.standalone import model_loader
 
 log = logging.getLogger("slimkit")
 
-ZIP_MEND = "Pack the images into a new .zip, or unpack this one and name the folder."
+ZIP_HINT = "Pack the images into a new .zip, or unpack this one and name the folder."
 
 
 class Tree(Protocol):
@@ -67,7 +67,7 @@ class ZipTree:
         names = _open_zip(self.path, os.getpid()).namelist()
         for name in names:
             if name.startswith("/") or name[1:2] == ":" or "\\" in name or ".." in PurePosixPath(name).parts:
-                raise DataError(f"{self.path} holds the unsafe name {name!r}.", ZIP_MEND)
+                raise DataError(f"{self.path} holds the unsafe name {name!r}.", ZIP_HINT)
         return model_loader.visible(names)
 
     def read(self, name: str) -> bytes:
@@ -75,7 +75,7 @@ class ZipTree:
         try:
             return _open_zip(self.path, os.getpid()).read(name)
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-            raise DataError(f"{name} in {self.path} can't be read: {error}.", ZIP_MEND) from error
+            raise DataError(f"{name} in {self.path} can't be read: {error}.", ZIP_HINT) from error
 
 
 @lru_cache(maxsize=4)
@@ -84,4 +84,4 @@ def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is not a readable .zip: {error}.", ZIP_MEND) from error
+        raise DataError(f"{path} is not a readable .zip: {error}.", ZIP_HINT) from error

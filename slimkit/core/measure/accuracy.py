@@ -47,7 +47,7 @@ def evaluate(
     module.to(device).eval()
     first = among_five = 0
     try:
-        with torch.inference_mode(), progress("Evaluating", total) as advance:
+        with torch.inference_mode(), progress("evaluate", total) as advance:
             for pixels, labels, _ in images.batches(torch.arange(total), batch_size):
                 wanted = labels if label_map is None else label_map[labels]
                 ranks = _ranks(module(evaluation_input(pixels, preprocessing).to(device)), wanted.to(device))

@@ -93,7 +93,7 @@ def measure_latencies(
         if value < 1:
             raise UsageError(f"The number of {name} is {value}.", "Give a whole number of at least 1.")
     rounds: list[list[list[float]]] = [[] for _ in targets]
-    with ExitStack() as stack, progress("Timing", runs * len(targets)) as advance:
+    with ExitStack() as stack, progress("time runs", runs * len(targets)) as advance:
         load = OutsideLoad()
         workers = [
             stack.enter_context(_start_worker(target, target.threads or threads, batch_size)) for target in targets

@@ -97,7 +97,7 @@ def _measure(
 ) -> dict[str, float]:
     """The least of PASSES timings of each layer, by its key."""
     times = {layer.key: float("inf") for layer in layers}
-    with _worker(runtime, threads, batch_size) as ask, progress("timing layers", PASSES * len(layers)) as advance:
+    with _worker(runtime, threads, batch_size) as ask, progress("time layers", PASSES * len(layers)) as advance:
         for _ in range(PASSES):
             for layer in layers:
                 times[layer.key] = min(times[layer.key], ask(layer))

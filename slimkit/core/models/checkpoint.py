@@ -32,7 +32,7 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 SCALAR: Any = np.float64(0).__reduce__()[0]  # makes a NumPy number
 PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
 PLAIN += [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-SAVE_MEND = "Save a state dict of tensors: torch.save(model.state_dict(), FILE)."
+SAVE_HINT = "Save a state dict of tensors: torch.save(model.state_dict(), FILE)."
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_checkpoint(file: Path, names: Set[str]) -> dict[str, Tensor]:
     content = _load(file)
     found = [_unwrap(path, tensors, names, file) for path, tensors in _dictionaries(content, ())]
     if not found:
-        raise FolderError(f"{file} holds no state dict.", SAVE_MEND)
+        raise FolderError(f"{file} holds no state dict.", SAVE_HINT)
     needed = {name for name in names if not name.endswith("num_batches_tracked")}
     found.sort(key=_rank)
     # the first that is whole, else the one that has most
@@ -77,7 +77,7 @@ def _load(file: Path) -> Any:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
-        raise FolderError(f"{file} can't be read as plain weights: {_reason(error)}.", SAVE_MEND) from None
+        raise FolderError(f"{file} can't be read as plain weights: {_reason(error)}.", SAVE_HINT) from None
 
 
 def _reason(error: Exception) -> str:

@@ -121,8 +121,8 @@ def is_folder(model: str) -> bool:
     if model in _MAKERS:
         raise UsageError(f"There is no model folder {model} yet.", f"Run `slimkit {_MAKERS[model]}` first.")
     near = difflib.get_close_matches(model, model_names(), n=3)
-    mend = f"Did you mean {', '.join(near)}?" if near else "Check the path, or name a network such as resnet18."
-    raise UsageError(f"{model} is neither a model folder nor the name of a torchvision model.", mend)
+    hint = f"Did you mean {', '.join(near)}?" if near else "Check the path, or name a network such as resnet18."
+    raise UsageError(f"{model} is neither a model folder nor the name of a torchvision model.", hint)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def error(
     names = {member.layer for members in readers for member in members}
     moments = _input_moments({name: _layer(module, name) for name in names}, module, batches, progress, seed)
     scores = []
-    with progress("weigh channels", len(groups)) as advance:
+    with progress("score channels", len(groups)) as advance:
         for group, members in zip(groups, readers, strict=True):
             readings = [_reading(_layer(module, m.layer), m.positions, moments[m.layer]) for m in members]
             scores.append(_take_apart(readings, group.width))
@@ -156,7 +156,7 @@ def _input_moments(
             stack.callback(layer.register_forward_hook(collectors[name]).remove)
         stack.enter_context(evaluating(module))
         stack.enter_context(torch.no_grad())
-        advance = stack.enter_context(progress("look at activations", count))
+        advance = stack.enter_context(progress("collect activations", count))
         for images in islice(batches, count):
             module(images.to(like.device, like.dtype))
             advance(1)

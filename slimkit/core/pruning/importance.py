@@ -98,7 +98,7 @@ def taylor(
     weights = {f"{name}.weight": weight_of(module, name).requires_grad_() for name in names}
     totals = [torch.zeros(group.width) for group in groups]
     draws = torch.Generator().manual_seed(seed)
-    with evaluating(module), progress("weigh channels", len(batches)) as advance:
+    with evaluating(module), progress("score channels", len(batches)) as advance:
         for images in batches:
             logits = torch.func.functional_call(module, weights, (images.to(weights[f"{names[0]}.weight"]),))
             gradients = torch.autograd.grad(own_loss(logits, draws), list(weights.values()))
