@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from slimkit.core.errors import FolderError, MissedError
-from slimkit.core.export import check_answers, check_logits, run_export, to_onnx
+from slimkit.core.export import check_answers, check_logits, export_onnx, run_export, to_onnx
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.options import ExportOptions
 from slimkit.core.quantization import quantize
@@ -121,6 +121,34 @@ def test_parts_of_other_families_have_the_same_answers_in_onnx(scheme: str, part
     assert np.linalg.norm(expected - in_float) < 0.1 * np.linalg.norm(in_float)
 
 
+class Averages(nn.Module):
+    """Average pools whose last windows reach beyond the rim: each way to count what is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 4, 3)
+        self.first = nn.AvgPool2d(3, 2, ceil_mode=True)
+        self.second = nn.AvgPool2d(3, 2, padding=1, ceil_mode=True)
+        self.third = nn.AvgPool2d((2, 3), (3, 2), padding=1, ceil_mode=True, count_include_pad=False)
+        self.last = nn.AvgPool2d(3, 3, ceil_mode=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.last(self.third(self.second(self.first(functional.relu(self.stem(x))))))
+        return self.head(functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_averages_at_the_rim_are_the_models(scheme: str) -> None:
+    torch.manual_seed(0)
+    classifier = quantized(dataclasses.replace(small_classifier(), module=Averages().eval()), scheme)
+    session = onnxruntime.InferenceSession(to_onnx(classifier), providers=["CPUExecutionProvider"])
+    images = torch.randn(16, 3, 32, 32)
+    expected = classifier.module(images)
+    logits = torch.from_numpy(session.run(None, {"input": images.numpy()})[0])
+    spread = (expected - expected.mean(0)).norm()  # which an error at the rim is as large as
+    assert (logits - expected).norm() < 0.1 * spread
+
+
 def test_dynamic_int8_keeps_its_weights_int8() -> None:
     model = onnx.load_from_string(to_onnx(classifier_of("dynamic")))
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -138,6 +166,18 @@ def test_a_file_that_disagrees_is_an_error(kind: str) -> None:
     check, message = (check_logits, "differ") if kind == "float" else (check_answers, "random images")
     with pytest.raises(MissedError, match=message):
         check(classifier, content)
+
+
+def test_the_library_writes_no_file_that_disagrees(tmp_path: Path) -> None:
+    classifier, file = classifier_of("static"), tmp_path / "model.onnx"
+    report = export_onnx(classifier, file)
+    assert report.agreement.agreement >= 99.5
+    written = file.read_bytes()
+    # answers that ONNX knows nothing of
+    classifier.module.register_forward_hook(lambda _, __, logits: logits.roll(1, 1))
+    with pytest.raises(MissedError, match="nothing was written"):
+        export_onnx(classifier, file)
+    assert file.read_bytes() == written
 
 
 def test_an_existing_file_stays_without_force(tmp_path: Path) -> None:

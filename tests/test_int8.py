@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -194,6 +194,48 @@ def test_a_strided_pointwise_convolution_is_right_on_two_threads(
     got = network._run(arithmetic, x)
     values = (got if isinstance(got, standalone.Codes) else standalone._codes_of(got)).values
     assert (values.double() - codes_of(real, 0.011, 131).flatten(1)).abs().max() <= 1
+
+
+Fault = Callable[[Any, Tensor], Tensor]
+
+
+def pad_with_the_least_code(layer: Any, values: Tensor) -> Tensor:
+    (high, wide), least = layer.geometry[1], 0 if values.dtype == torch.uint8 else float(values.min())
+    layer.geometry = (layer.geometry[0], [0, 0], *layer.geometry[2:])
+    return functional.pad(values, (wide, wide, high, high), value=least)
+
+
+def start_a_pixel_late(layer: Any, values: Tensor) -> Tensor:
+    return values.roll(1, -1) if layer.geometry[0] == [2, 2] and layer.weight_shape[2:] == (1, 1) else values
+
+
+def turn_channels_of_groups(layer: Any, values: Tensor) -> Tensor:
+    return values.flip(1) if layer.geometry[3] > 1 else values
+
+
+def forget_an_odd_channel(layer: Any, values: Tensor) -> Tensor:
+    return torch.cat([values[:, :-1], values[:, :1]], 1) if values.shape[1] % 2 else values
+
+
+class FaultyKernels(standalone.FloatArithmetic):
+    """Kernels that are wrong for some convolutions."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+    def convolve(self, layer: Any, x: Any, residual: Any) -> Any:
+        layer = copy.copy(layer)
+        faulty = self.fault(layer, x if layer.is_dynamic else x.values)
+        return super().convolve(layer, faulty if layer.is_dynamic else x._replace(values=faulty), residual)
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    "fault", [pad_with_the_least_code, start_a_pixel_late, turn_channels_of_groups, forget_an_odd_channel]
+)
+def test_kernels_that_are_wrong_for_some_convolutions_are_not_called_exact(fault: Fault, scheme: str) -> None:
+    assert standalone._is_exact(standalone.FloatArithmetic(), scheme)
+    assert not standalone._is_exact(FaultyKernels(fault), scheme)
 
 
 def test_folding_batch_norm_changes_nothing() -> None:

@@ -30,6 +30,8 @@ from slimkit.core import (
     run_train,
     write_folder,
 )
+from slimkit.core.export import run_export
+from slimkit.core.options import ExportOptions
 from slimkit.standalone.model_loader import load_model
 
 
@@ -57,6 +59,10 @@ CALLS: dict[str, Callable[..., object]] = {
     "prune": lambda base, rest: run_prune(PruneOptions(model=base, finetune_epochs=1, **rest)),
     "distill": lambda base, rest: run_distill(DistillOptions(model=base, teacher=base, epochs=1, batch_size=8, **rest)),
     "quantize": lambda base, rest: run_quantize(QuantizeOptions(model=base, **rest)),
+    "quantize to four bits": lambda base, rest: run_quantize(
+        QuantizeOptions(model=base, weight_bits=4, qat_epochs=1, min_agreement=0, **rest)
+    ),
+    "export": lambda base, rest: run_export(ExportOptions(model=base, **rest)),
     "score": lambda base, rest: run_score(ScoreOptions(model=base, runs=2, **rest)),
     "benchmark": lambda base, rest: run_benchmark(BenchmarkOptions(model=base, onnx=False, runs=2, **rest)),
     "read": lambda base, rest: read_folder(Path(base)),

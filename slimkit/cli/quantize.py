@@ -33,8 +33,7 @@ from slimkit.core.options import QuantizeOptions
     min_agreement=typer.Option(
         "--min-agreement",
         help="% of the calibration images to which the int8 model must give the float model's answer, else exit code "
-        "3. A trained model keeps 95 and more; the default lets pass one that hardly learned, whose answers are near "
-        "ties.",
+        "3. The default lets pass a model that hardly learned: its answers are near ties, and many of them change.",
     ),
 )
 def quantize(options: QuantizeOptions, output: Output) -> None:
