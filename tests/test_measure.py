@@ -122,6 +122,11 @@ class TestLatency:
         assert 1 <= latency.median_confidence[0] < 3.5 < latency.median_confidence[1] <= 9
         assert latency.uncertainty == pytest.approx((latency.confidence[1] - latency.confidence[0]) / 2 / 4)
 
+    def test_an_interval_counts_every_run_of_rounds_of_different_lengths(self) -> None:
+        latency = summarize([[1.0, 9.0]] * 5 + [[1.0]] * 5, batch_size=1, threads=1)
+        assert latency.confidence is not None
+        assert latency.confidence[0] < latency.mean < latency.confidence[1]
+
     @pytest.mark.parametrize(("figure", "field"), [(np.mean, "confidence"), (np.median, "median_confidence")])
     def test_intervals_are_those_of_a_bootstrap_of_the_rounds(
         self, figure: Callable[..., np.ndarray], field: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 log = logging.getLogger("slimkit")
 
 WINDOW = 0.15  # seconds over which the load is looked at
-STAT, QUOTA = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")
+STAT, GROUP, GROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class OutsideLoad:
@@ -58,27 +59,63 @@ def free_threads() -> int:
 
 def threads_left(threads: int, usable: float, outside: float) -> int:
     """Of so many threads, those that have a core of their own where others keep `outside` of `usable` cores busy."""
-    return max(1, min(threads, round(usable - outside)))
+    return max(1, min(threads, math.floor(usable), round(usable - outside)))
 
 
 def usable_cores() -> float:
-    """The cores that this process may use, by its affinity and its container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, by its affinity and the least quota of its control groups."""
+    return min([float(len(_processors())), *_quotas()])
+
+
+def _processors() -> set[int]:
+    """The numbers of those that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _quotas() -> Iterator[float]:
+    """The cores that its control group allows, and each group around that one; of versions 2 and 1."""
     try:
-        quota, period = QUOTA.read_text(encoding="utf-8").split()
-        return float(allowed) if quota == "max" else min(float(allowed), int(quota) / int(period))
-    except (OSError, ValueError):  # no control groups of version 2
-        return float(allowed)
+        lines = GROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = GROUPS / "cpu" if controllers else GROUPS
+        own = root / path.strip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(root):
+                yield from _quota(group)
+
+
+def _quota(group: Path) -> Iterator[float]:
+    """The cores that one group allows, where it is seen here and has a limit."""
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((group / file).read_text(encoding="utf-8") for file in files).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
 
 
 def _busy_seconds() -> float | None:
-    """What all processors have computed since the machine started; None where there is no /proc/stat."""
+    """What this process's processors have computed since the machine started; None where there is no /proc/stat."""
+    own = {f"cpu{number}" for number in _processors()}
     try:
-        fields = [int(field) for field in STAT.read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
-    except (OSError, ValueError, IndexError):
+        lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
+        counts = [[int(field) for field in line[1:9]] for line in lines if line and line[0] in own]
+        return sum(_busy_ticks(*fields) for fields in counts) / os.sysconf("SC_CLK_TCK") if counts else None
+    except (OSError, ValueError, TypeError):
         return None
-    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = fields
-    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def _busy_ticks(
+    user: int, nice: int, system: int, idle: int, waiting: int, interrupts: int, soft_interrupts: int, stolen: int
+) -> int:
+    """Those of one processor's line in /proc/stat in which it was not idle."""
+    return user + nice + system + interrupts + soft_interrupts + stolen
 
 
 def _own_seconds() -> float:

@@ -37,7 +37,7 @@ from typing import IO, Any, NamedTuple
 
 if __name__ == "__main__" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"} & os.environ.keys():
     # read when torch is loaded: how long OpenMP's threads spin while they wait, in vain where others use their cores
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    os.environ["GOMP_SPINCOUNT"] = "2000"
 
 import torch
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError

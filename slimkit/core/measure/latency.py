@@ -151,8 +151,8 @@ def summarize(rounds: Sequence[Sequence[float]], *, batch_size: int, threads: in
         median=statistics.median(samples),
         p10=float(np.percentile(samples, 10)),
         p90=float(np.percentile(samples, 90)),
-        confidence=bootstrap_interval(rounds, lambda drawn: drawn.mean(1)),
-        median_confidence=bootstrap_interval(rounds, lambda drawn: np.median(drawn, axis=1)),
+        confidence=bootstrap_interval(rounds, lambda drawn: np.nanmean(drawn, axis=1)),
+        median_confidence=bootstrap_interval(rounds, lambda drawn: np.nanmedian(drawn, axis=1)),
         runs=len(samples),
         batch_size=batch_size,
         threads=threads,
@@ -167,12 +167,13 @@ def bootstrap_interval(
 
     Runs that follow each other share the machine's mood, so whole rounds are drawn (Efron and Tibshirani 1993, An
     Introduction to the Bootstrap, chapter 8.6). It can't leave the range of what was measured.
-    statistic: [resamples, samples] -> [resamples].
+    statistic: [resamples, samples] -> [resamples], where NaN is no sample.
     """
     if len(rounds) < 2:
         return None
-    shortest = min(len(part) for part in rounds)
-    table = np.array([part[:shortest] for part in rounds])
+    table = np.full((len(rounds), max(len(part) for part in rounds)), np.nan)  # rounds may differ in length
+    for row, part in zip(table, rounds, strict=True):
+        row[: len(part)] = part
     drawn = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
     values = statistic(table[drawn].reshape(RESAMPLES, -1))
     low, high = np.percentile(values, [2.5, 97.5])
