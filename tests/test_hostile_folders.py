@@ -3,8 +3,12 @@
 import copy
 import hashlib
 import json
+import os
 import pickle
 import random
+import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +19,11 @@ import torch
 from conftest import small_classifier
 from torch import nn
 
-from slimkit.core.errors import FolderError, SlimkitError
+import slimkit
+from slimkit.core.errors import FolderError, ModelError, SlimkitError
+from slimkit.core.export import to_onnx
 from slimkit.core.folder import Classifier, read_folder, write_folder
+from slimkit.core.models.checkpoint import read_checkpoint
 from slimkit.core.models.lineage import find_baseline
 from slimkit.core.quantization.convert import quantize
 from slimkit.standalone.model import CALLS, Int8Network, build_model, check_network
@@ -175,6 +182,55 @@ def test_any_change_of_an_architecture_ends_in_a_network_or_a_clear_error(folder
         with torch.no_grad():
             logits = classifier.module(torch.zeros(1, *classifier.architecture.input_shape))
         assert logits.shape == (1, classifier.architecture.num_classes)
+
+
+def test_an_architecture_that_makes_no_onnx_graph_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda a: a.update(output_shape=[7]))
+    with pytest.raises(ModelError, match="no valid ONNX graph"):
+        to_onnx(read_folder(folder))
+
+
+def test_a_key_that_is_given_twice_is_refused(folder: Path) -> None:
+    text = (folder / ARCHITECTURE).read_text().replace('"num_classes": 3', '"num_classes": 9, "num_classes": 3')
+    replace(folder, ARCHITECTURE, text.encode())
+    assert "twice" in refusal(folder)
+
+
+def test_layers_that_the_weights_file_can_not_fill_take_no_memory(folder: Path) -> None:
+    big = {"name": "big", "type": "Constant", "inputs": [], "options": {"shape": [2**14, 2**15]}}
+    rewrite(folder, lambda a: a["layers"].insert(0, big))
+    assert "bytes of weights; the weights file holds" in refusal(folder)
+
+
+def test_weights_of_a_named_network_are_bounded(tmp_path: Path) -> None:
+    names = {"a"}
+    torch.save({"a": torch.zeros(1).expand(2**31, 16)}, tmp_path / "repeated.pth")
+    with pytest.raises(FolderError, match="would take"):
+        read_checkpoint(tmp_path / "repeated.pth", names)
+    torch.save({"a": torch.zeros(2**23)}, tmp_path / "zeros.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "zeros.pth") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    with pytest.raises(FolderError, match="would unpack"):
+        read_checkpoint(tmp_path / "bomb.pth", names)
+    assert len(read_checkpoint(tmp_path / "zeros.pth", names)["a"]) == 2**23
+
+
+def test_a_worker_runs_the_slimkit_that_its_parent_runs(tmp_path: Path) -> None:
+    """A copy in the current folder, as `python -c` and notebooks find it, beside another that is installed."""
+    root = Path(slimkit.__file__).parents[1]
+    shutil.copytree(root / "slimkit", tmp_path / "slimkit", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import subprocess, sys, slimkit; from slimkit.core.measure.processes import worker_environment as made\n"
+        "ask = [sys.executable, '-c', 'import slimkit; print(slimkit.__file__)']\n"
+        "print(slimkit.__file__); sys.stdout.flush(); subprocess.run(ask, cwd='/', env=made(1), check=True)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert shown.stdout.split() == [str(tmp_path / "slimkit" / "__init__.py")] * 2, shown.stderr
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"layers": NaN}', "{", "", "5", "\x00"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slimkit.core.data import CalibrationBatches, ImageSet, random_images
-from slimkit.core.errors import MissedError, ModelError
+from slimkit.core.errors import MissedError, ModelError, first_line
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, read_folder
 from slimkit.core.models.lineage import recorded_data
@@ -110,7 +110,13 @@ def to_onnx(classifier: Classifier) -> bytes:
         model = build_onnx(classifier.architecture, classifier.module)
     else:
         model = _trace_float(classifier)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            f"The model makes no valid ONNX graph: {first_line(error)}",
+            "Use the model folder itself, or make it again from the float model.",
+        ) from error
     content: bytes = model.SerializeToString()
     return content
 

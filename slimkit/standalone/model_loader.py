@@ -79,7 +79,8 @@ def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
     files = verify(folder)
     architecture = _read_json(files["architecture"])
     check_architecture(architecture, files["architecture"])
-    model = _build(architecture, files["architecture"])
+    stored = _require_archive(files["weights"])
+    model = _build(architecture, files["architecture"], stored)
     fill(model, read_weights(files["weights"], most=_most_bytes(model)), files["weights"])
     return model.eval()
 
@@ -175,8 +176,8 @@ def read_weights(path: Path, most: int | None = None) -> dict[str, Tensor]:
     return weights
 
 
-def _require_archive(path: Path, most: int | None) -> None:
-    """Raise ValueError for what is no archive as torch.save writes them, or unpacks to more than `most` bytes."""
+def _require_archive(path: Path, most: int | None = None) -> int:
+    """The bytes that an archive unpacks to. Raises ValueError for none as torch.save writes, or more than `most`."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no weights file: torch.save writes a zip archive, and this is none")
     try:
@@ -189,6 +190,7 @@ def _require_archive(path: Path, most: int | None) -> None:
     size = sum(entry.file_size for entry in entries)
     if most is not None and size > 2 * most + SPARE_BYTES:
         raise ValueError(f"{path} holds {size:,} bytes; the architecture has {most:,} bytes of weights")
+    return size
 
 
 def _most_bytes(model: nn.Module) -> int:
@@ -209,10 +211,16 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     model.load_state_dict(wanted)
 
 
-def _build(architecture: dict[str, Any], source: Path) -> nn.Module:
-    """The network that `architecture` describes, unfilled; `source` is the file that errors name."""
+def _build(architecture: dict[str, Any], source: Path, stored: int) -> nn.Module:
+    """The network that `architecture` describes, unfilled; `source` is the file that errors name.
+
+    stored: the bytes of the weights file. Layers that claim far more are refused before they take memory.
+    """
     code = _model_code()
     try:
+        code.check_layers(architecture["layers"])
+        if (declared := code.declared_bytes(architecture["layers"])) > 2 * stored + SPARE_BYTES:  # two may share theirs
+            raise ValueError(f"its layers have {declared:,} bytes of weights; the weights file holds {stored:,}")
         model: nn.Module = code.build_model(architecture)
         code.check_network(model, architecture["input_shape"], architecture["num_classes"])
     except (ValueError, KeyError, TypeError) as error:
@@ -241,11 +249,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MOST_JSON:
         raise ValueError(f"{path} is larger than {MOST_JSON // MB} MB")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. One that gives a key twice means one thing to one reader, and another to the next."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("an object in it has a key twice")
     return content
 
 

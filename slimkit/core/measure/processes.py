@@ -6,7 +6,9 @@ import os
 import select
 import subprocess
 import sys
+from pathlib import Path
 
+import slimkit
 from slimkit.waiting import limit_spinning
 
 ANSWER_SECONDS = 600.0  # that one answer may take: a hundred times what the largest network needs
@@ -21,11 +23,11 @@ _PREFIXES = ("LC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DN
 def worker_environment(threads: int) -> dict[str, str]:
     """The environment of a process that computes on so many threads: what concerns the computation, no secrets.
 
-    It finds the modules that this process finds, in a checkout too that is not installed.
+    It finds the very slimkit that runs here, be it a checkout in the current folder, and all else that is found here.
     """
     kept = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
     limit_spinning(kept)
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    path = os.pathsep.join([str(Path(slimkit.__file__).resolve().parents[1]), *filter(None, sys.path)])
     return kept | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 

@@ -10,6 +10,7 @@ What is taken is found by the names of the network's own tensors, and said in th
 import argparse
 import logging
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 SCALAR: Any = np.float64(0).__reduce__()[0]  # makes a NumPy number
 PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
 PLAIN += [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+EXPANSION, SPARE_BYTES = 4, 16 * 2**20  # to what a file may unpack: 4 times its size, and some
 SAVE_HINT = "Save a state dict of tensors: torch.save(model.state_dict(), FILE)."
 
 
@@ -65,6 +67,7 @@ def read_checkpoint(file: Path, names: Set[str]) -> dict[str, Tensor]:
     chosen = max(found, key=lambda weights: weights.covered(needed))
     _log_choice(file, chosen, [weights for weights in found if weights is not chosen and weights.covered(needed)])
     for name in chosen.tensors:
+        _require_memory(file, name, chosen.tensors[name])
         _require_finite(file, name, chosen.tensors[name])
     return chosen.tensors
 
@@ -73,11 +76,23 @@ def _load(file: Path) -> Any:
     """The plain values in `file`. Raises FolderError for anything else."""
     if not file.is_file():
         raise FolderError(f"There is no file {file}.", "Check the path given with --weights.")
+    _require_size(file)
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
         raise FolderError(f"{file} can't be read as plain weights: {_reason(error)}.", SAVE_HINT) from None
+
+
+def _require_size(file: Path) -> None:
+    """Raise FolderError for an archive that unpacks to many times its size, before memory is taken for it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return  # an older format, or damaged: torch.load tells
+    if size > EXPANSION * file.stat().st_size + SPARE_BYTES:
+        raise FolderError(f"{file} is {file.stat().st_size:,} bytes, and would unpack to {size:,}.", SAVE_HINT)
 
 
 def _reason(error: Exception) -> str:
@@ -141,6 +156,17 @@ def _log_choice(file: Path, chosen: _Weights, others: list[_Weights]) -> None:
     if chosen.left_out:
         log.info(
             "%s: left out %d tensors of other modules, such as %s.", file, len(chosen.left_out), chosen.left_out[0]
+        )
+
+
+def _require_memory(file: Path, name: str, tensor: Tensor) -> None:
+    """Raise FolderError for a tensor that repeats little memory over and over: as weights it would take it all."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return
+    claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > stored + SPARE_BYTES:
+        raise FolderError(
+            f"{file}: {name} would take {claimed:,} bytes, of which the file holds {stored:,}.", SAVE_HINT
         )
 
 
