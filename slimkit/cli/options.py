@@ -50,7 +50,7 @@ FLAGS: dict[str, Any] = {
     ),
     "device": device_flag("Where to compute."),
     "seed": _shared("--seed", help="Of everything random."),
-    "threads": _shared("--threads", help="CPU threads. Without it: as torch chooses."),
+    "threads": _shared("--threads", help="CPU threads. Without it: as many as there are cores free at the start."),
 }
 
 

@@ -27,7 +27,7 @@ class CommonOptions:
     resize: int | None = None  # pixels of the shorter side; None: 256/224 of the image size
     force: bool = False  # replace what is there
     seed: int = 0
-    threads: int | None = None  # of this process; None: as torch chooses
+    threads: int | None = None  # of this process; None: see `load.free_threads`
 
 
 @dataclass(frozen=True, kw_only=True)
