@@ -5,7 +5,7 @@ import torch
 from graph_cases import CASES, CHANNELS, HEIGHT, WIDTH
 
 from slimkit.core.graph import capture
-from slimkit.standalone.graph import OPERATIONS, overload
+from slimkit.standalone.operations import OPERATIONS, overload
 
 
 def test_every_operation_has_an_example() -> None:

@@ -6,7 +6,7 @@ import typer
 
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
-from slimkit.cli.output import Output, foreign_code, table
+from slimkit.cli.output import Output, foreign_code, table, threads
 from slimkit.core.options import BenchmarkOptions
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def timings_table(report: "BenchmarkReport") -> "Table":
         )
         for each in report.timings
     ]
-    title = f"Latency: {first.runs} runs of batch {first.batch_size} on {first.threads} threads"
+    title = f"Latency: {first.runs} runs of batch {first.batch_size} on {threads(first.threads)}"
     return table(title, COLUMNS, rows)
 
 

@@ -169,6 +169,11 @@ def foreign_code(names: Sequence[str]) -> list[str]:
     return [f"{name} in the folder is not this slimkit's: it was not run, slimkit's own was." for name in names]
 
 
+def threads(count: int) -> str:
+    """The number of threads in words."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def text(value: object) -> str:
     """A value as a table shows it: integers in groups of three digits, other numbers to three decimals."""
     if value is None:

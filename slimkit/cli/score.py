@@ -7,7 +7,7 @@ import typer
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
 from slimkit.cli.options import device_flag
-from slimkit.cli.output import Output, foreign_code, table
+from slimkit.cli.output import Output, foreign_code, table, threads
 from slimkit.core.options import ScoreOptions
 
 if TYPE_CHECKING:
@@ -60,13 +60,9 @@ def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
     known = f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
     return [
         f"Latency: median {latency.median:.3f} ms{known}, p90 {latency.p90:.3f} ms; {latency.runs} runs at batch 1 on "
-        f"{_threads(latency.threads)}{alone}.",
+        f"{threads(latency.threads)}{alone}.",
         f"Accuracy: {report.accuracy.images:,} test images of {report.data}; under "
         f"{report.min_accuracy:.2f} % a model is degenerate and ranks below the rest.",
         *foreign_code(report.changed_code),
         f"The score is in {options.output}.",
     ]
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"

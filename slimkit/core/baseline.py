@@ -22,8 +22,8 @@ def open_baseline(options: ScoreOptions | BenchmarkOptions, classifier: Classifi
         return read_folder(folder) if folder else None
     if is_folder(named):
         return read_folder(Path(named))
-    weights = options.baseline_weights if isinstance(options, ScoreOptions) else None
-    pretrained = isinstance(options, ScoreOptions) and options.baseline_pretrained
-    own = dataclasses.replace(options, model=named, weights=weights, pretrained=pretrained)
+    own = dataclasses.replace(options, model=named, weights=None, pretrained=False)
+    if isinstance(options, ScoreOptions):  # for a benchmark, random weights are as good
+        own = dataclasses.replace(own, weights=options.baseline_weights, pretrained=options.baseline_pretrained)
     architecture = classifier.architecture
     return open_named(own, architecture.class_names, architecture.preprocessing)

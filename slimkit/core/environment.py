@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import slimkit
+from slimkit.core.load import allowed_processors
 from slimkit.standalone.model import cpu_arithmetic
 
 PACKAGES = ("torchvision", "onnx", "onnxruntime")
@@ -56,7 +57,7 @@ def describe_cpu(processors: list[dict[str, str]]) -> dict[str, Any]:
         "machine": platform.machine(),
         "physical_cores": physical_cores(processors),
         "logical_cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": len(allowed_processors()),
         "instruction_sets": instruction_sets(processors),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
     }

@@ -64,10 +64,10 @@ def threads_left(threads: int, usable: float, outside: float) -> int:
 
 def usable_cores() -> float:
     """The cores that this process may use, by its affinity and the least quota of its control groups."""
-    return min([float(len(_processors())), *_quotas()])
+    return min([float(len(allowed_processors())), *_quotas()])
 
 
-def _processors() -> set[int]:
+def allowed_processors() -> set[int]:
     """The numbers of those that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
@@ -102,7 +102,7 @@ def _quota(group: Path) -> Iterator[float]:
 
 def _busy_seconds() -> float | None:
     """What this process's processors have computed since the machine started; None where there is no /proc/stat."""
-    own = {f"cpu{number}" for number in _processors()}
+    own = {f"cpu{number}" for number in allowed_processors()}
     try:
         lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
         counts = [[int(field) for field in line[1:9]] for line in lines if line and line[0] in own]

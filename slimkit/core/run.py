@@ -14,7 +14,7 @@ from slimkit.core.files import require_file
 from slimkit.core.folder import METADATA, read_metadata, require_model_output
 from slimkit.core.load import free_threads
 from slimkit.core.models.resolve import is_folder
-from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, ScoreOptions, TrainOptions
+from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
 
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
@@ -64,24 +64,25 @@ def check_inputs(options: ModelOptions) -> None:
             raise FolderError(f"There is no file {file}.", f"Check the path given with --{name.replace('_', '-')}.")
     for name in ("teacher", "baseline"):
         model: str | None = getattr(options, name, None)
-        if model is not None and is_folder(model) and getattr(options, f"{name}_weights", None) is not None:
-            raise UsageError(
-                f"--{name}-weights goes with a named model; {model} has weights of its own.", "Leave it out."
-            )
-    if isinstance(options, ScoreOptions):
-        _require_trained_baseline(options)
+        if model is not None and hasattr(options, f"{name}_weights"):
+            _check_weights_of(name, model, options)
     if device := getattr(options, "device", None):
         resolve_device(device)
 
 
-def _require_trained_baseline(options: ScoreOptions) -> None:
-    """Raise UsageError for a baseline whose weights would be random: any model scores well against those."""
-    if options.baseline is None or is_folder(options.baseline):
-        return
-    if options.baseline_weights is None and not options.baseline_pretrained:
+def _check_weights_of(role: str, model: str, options: ModelOptions) -> None:
+    """Raise UsageError where another model that is named would have random weights, or a folder is given others."""
+    weights, pretrained = getattr(options, f"{role}_weights"), getattr(options, f"{role}_pretrained", None)
+    if is_folder(model):
+        if weights is not None:
+            raise UsageError(
+                f"--{role}-weights goes with a named model; {model} has weights of its own.", "Leave it out."
+            )
+    elif weights is None and not pretrained:
+        others = "" if pretrained is None else f" or --{role}-pretrained"
         raise UsageError(
-            f"The baseline {options.baseline} would have random weights, and any model scores well against those.",
-            "Give its weights with --baseline-weights FILE or --baseline-pretrained, or name a model folder.",
+            f"The {role} {model} would have random weights.",
+            f"Give its weights with --{role}-weights FILE{others}, or name a model folder.",
         )
 
 

@@ -79,9 +79,11 @@ def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
     files = verify(folder)
     architecture = _read_json(files["architecture"])
     check_architecture(architecture, files["architecture"])
-    stored = _require_archive(files["weights"])
+    stored = unpacked_bytes(files["weights"])
     model = _build(architecture, files["architecture"], stored)
-    fill(model, read_weights(files["weights"], most=_most_bytes(model)), files["weights"])
+    if stored > 2 * (most := _most_bytes(model)) + SPARE_BYTES:
+        raise ValueError(f"{files['weights']} holds {stored:,} bytes; the architecture has {most:,} bytes of weights")
+    fill(model, read_weights(files["weights"]), files["weights"])
     return model.eval()
 
 
@@ -158,12 +160,8 @@ def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e6
 
 
-def read_weights(path: Path, most: int | None = None) -> dict[str, Tensor]:
-    """The state dict in a weights file. A pickle that holds anything but plain values is refused, never executed.
-
-    most: the bytes that its tensors can have; a file that claims more is refused before memory is taken for them.
-    """
-    _require_archive(path, most)
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a weights file. A pickle that holds anything but plain values is refused, never executed."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
@@ -176,8 +174,8 @@ def read_weights(path: Path, most: int | None = None) -> dict[str, Tensor]:
     return weights
 
 
-def _require_archive(path: Path, most: int | None = None) -> int:
-    """The bytes that an archive unpacks to. Raises ValueError for none as torch.save writes, or more than `most`."""
+def unpacked_bytes(path: Path) -> int:
+    """The bytes that a weights file unpacks to. Raises ValueError for an archive that torch.save does not write."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no weights file: torch.save writes a zip archive, and this is none")
     try:
@@ -187,10 +185,7 @@ def _require_archive(path: Path, most: int | None = None) -> int:
         raise ValueError(f"{path} is a damaged archive: {error}") from None
     if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
         raise ValueError(f"{path} holds {packed[0]!r:.80} compressed, which torch.save never does")
-    size = sum(entry.file_size for entry in entries)
-    if most is not None and size > 2 * most + SPARE_BYTES:
-        raise ValueError(f"{path} holds {size:,} bytes; the architecture has {most:,} bytes of weights")
-    return size
+    return sum(entry.file_size for entry in entries)
 
 
 def _most_bytes(model: nn.Module) -> int:

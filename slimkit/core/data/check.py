@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from slimkit.core.data.dataset import find_collection
-from slimkit.core.data.images import usable_cores
 from slimkit.core.data.sources import Source
 from slimkit.core.errors import DataError
+from slimkit.core.load import allowed_processors
 from slimkit.core.progress import Progress, silent
 
 CHUNK = 256  # images between two signs of progress
@@ -27,7 +27,10 @@ def check_dataset(spec: str, progress: Progress = silent) -> DatasetCheck:
     collection = find_collection(spec, progress)
     counts = {split: len(source.labels) for split, source in collection.sources.items()}
     problems: list[str] = []
-    with progress("check images", sum(counts.values())) as advance, ThreadPoolExecutor(usable_cores()) as pool:
+    with (
+        progress("check images", sum(counts.values())) as advance,
+        ThreadPoolExecutor(len(allowed_processors())) as pool,
+    ):
         for source in collection.sources.values():
             for start in range(0, len(source.labels), CHUNK):
                 chunk = range(start, min(start + CHUNK, len(source.labels)))

@@ -6,7 +6,6 @@ Both give the same pixels: uint8 squares whose side is the preprocessing's `resi
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data.sources import Source
 from slimkit.core.errors import DataError
+from slimkit.core.load import allowed_processors
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone import model_loader
 
@@ -104,7 +104,7 @@ class MemoryStore:
     def _decode(self, positions: Tensor) -> None:
         missing = torch.unique(positions[~self._decoded[positions]])
         if len(missing):
-            cores = usable_cores()
+            cores = len(allowed_processors())
             with ThreadPoolExecutor(cores) as pool:  # Pillow works outside the interpreter's lock
                 list(pool.map(self._decode_each, (missing[core::cores].tolist() for core in range(cores))))
             self._decoded[missing] = True
@@ -127,7 +127,7 @@ class StreamStore:
         loader: DataLoader[Any] = DataLoader(
             self._squares,
             batch_sampler=[chunk.tolist() for chunk in torch.split(positions, batch_size)],
-            num_workers=min(usable_cores(), 16),
+            num_workers=min(len(allowed_processors()), 16),
             collate_fn=_stack,
         )
         for batch in loader:
@@ -161,11 +161,6 @@ def _stack(squares: list[Any]) -> Any:
     """
     errors = [square for square in squares if isinstance(square, tuple)]
     return errors[0] if errors else np.stack(squares)
-
-
-def usable_cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fits_in_memory(images: int, resize: int) -> bool:

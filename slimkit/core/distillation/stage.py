@@ -72,10 +72,5 @@ def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -
         return read_folder(folder)
     if is_folder(options.teacher):
         return read_folder(Path(options.teacher))
-    if options.teacher_weights is None:
-        raise UsageError(
-            f"The teacher {options.teacher} would have random weights.",
-            "Give its weights with --teacher-weights FILE, or name a model folder.",
-        )
     named = dataclasses.replace(options, model=options.teacher, weights=options.teacher_weights, pretrained=False)
     return open_named(named, class_order(named.weights, data), data.preprocessing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import traceback
 import warnings
@@ -21,7 +20,7 @@ from slimkit.core.graph.node import Graph
 from slimkit.core.graph.normalize import normalize
 from slimkit.core.graph.patience import OutOfTime, within
 from slimkit.core.graph.source import is_users
-from slimkit.core.measure.modes import evaluating
+from slimkit.core.measure.modes import evaluating, on_cpu
 
 BATCH = 2  # a batch of one would be taken for a constant
 PATIENCE = 30.0  # seconds of CPU time; a network of 1,000 operations takes a fifth of it
@@ -35,8 +34,8 @@ def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int 
     output_index: which of several outputs, flattened, gives the logits.
 
     Raises ModelError, with the line of the user's code, for a network that torch.export can't capture, that calls an
-    operation which is not in `standalone.graph.OPERATIONS`, whose outputs are several, or that answers otherwise than
-    what was captured of it.
+    operation which is not in `standalone.operations.OPERATIONS`, whose outputs are several, or that answers otherwise
+    than what was captured of it.
     """
     module = on_cpu(unwrap(module))
     program = _export(module, tuple(input_shape))
@@ -61,14 +60,6 @@ def unwrap(module: nn.Module) -> nn.Module:
         if isinstance(module, kind):
             return unwrap(module.get_submodule(attribute))
     return module
-
-
-def on_cpu(module: nn.Module) -> nn.Module:
-    """The network in float32 on the CPU: itself, or a copy where it isn't there."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
-        return module
-    return copy.deepcopy(module).cpu().float()
 
 
 def _export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimkit.core.graph.node import Argument, Input, Node, Size, Weight
-from slimkit.standalone.graph import call
+from slimkit.standalone.operations import call
 
 COMPUTED = "computed"  # the path of tensors that have no name in the user's network
 

@@ -1,4 +1,4 @@
-"""The normal form of a network: frozen nodes, each an operation of `standalone/graph.py`, and the tensors they read."""
+"""The normal form of a network: frozen nodes, each an operation of `standalone/operations.py`, and their tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from slimkit.standalone.graph import GraphNetwork
@@ -50,7 +49,7 @@ class Node:
     """One operation."""
 
     name: str  # unique; where a module is one operation, its path
-    operation: str  # a key of `standalone.graph.OPERATIONS`
+    operation: str  # a key of `standalone.operations.OPERATIONS`
     inputs: tuple[str, ...]  # the nodes that it reads; IMAGE is the images
     arguments: Mapping[str, Argument]  # all of them, by the names of torch's schema; those that have no value left out
     module: str = ""  # the path of the user's module that calls it
@@ -127,10 +126,6 @@ class Graph:
         tensors = {name: _copy(tensor) if copy else tensor for name, tensor in self.tensors.items()}
         return GraphNetwork([node.to_json() for node in self.nodes], tensors).eval()
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Graph:
-        """The graph around other tensors of the same names."""
-        return dataclasses.replace(self, tensors={name: tensors[name] for name in self.tensors})
-
 
 def _copy(tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
@@ -157,8 +152,3 @@ def _encode(value: Argument) -> Any:
     if isinstance(value, Size):
         return {"size": value.to_json()}
     return [_encode(part) for part in value] if isinstance(value, tuple) else value
-
-
-def input_like(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that images must have for a network of these tensors."""
-    return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)

@@ -151,10 +151,6 @@ def _dropout(call: Call) -> Result:
     return call.emit(operation, {"input": source, "p": call["p"], "train": False})
 
 
-def _linear_by_product(call: Call) -> Result:
-    return call.emit("addmm")
-
-
 def _full(value: float | None) -> Spelling:
     """ones, zeros, full, scalar_tensor and the like."""
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from slimkit.core.errors import FolderError, ModelError
+from slimkit.standalone.model_loader import SPARE_BYTES
 
 log = logging.getLogger("slimkit")
 
@@ -33,7 +34,7 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 SCALAR: Any = np.float64(0).__reduce__()[0]  # makes a NumPy number
 PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
 PLAIN += [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-EXPANSION, SPARE_BYTES = 4, 16 * 2**20  # to what a file may unpack: 4 times its size, and some
+EXPANSION = 4  # a file may unpack to so many times its size
 SAVE_HINT = "Save a state dict of tensors: torch.save(model.state_dict(), FILE)."
 
 

@@ -1,4 +1,4 @@
-"""Getting a network ready to be looked at: where it can be run fast, and as a graph."""
+"""A network as a graph, and copies of it."""
 
 import copy
 from collections.abc import Sequence
@@ -16,14 +16,6 @@ SMALL = 64  # pixels
 def small_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a small image that most networks take which take images of `input_shape` (channels, ...)."""
     return input_shape[0], *(min(size, SMALL) for size in input_shape[1:])
-
-
-def on_cpu(module: nn.Module) -> nn.Module:
-    """The network in float32 on the CPU: itself, or a copy where it isn't there."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
-        return module
-    return copy.deepcopy(module).cpu().float()
 
 
 def share_tensors(module: nn.Module) -> nn.Module:

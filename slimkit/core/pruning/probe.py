@@ -61,6 +61,11 @@ def is_channelwise(operation: Operation, shapes: Sequence[Shape]) -> bool:
     return torch.equal(before[:, ~channels], after[:, ~channels])
 
 
+def random_values(shape: Shape) -> Tensor:
+    """Numbers to try an operation on: the same for the same shape, whatever the caller draws."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
 def _half(shape: Shape, generator: torch.Generator) -> Tensor:
     """A random mask that is neither all false nor, where there are two positions, all true."""
     mask = torch.rand(shape, generator=generator) < 0.5

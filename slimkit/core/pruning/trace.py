@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from slimkit.core.errors import ModelError, first_line
-from slimkit.core.measure.modes import evaluating
+from slimkit.core.measure.modes import evaluating, on_cpu
 from slimkit.core.pruning.atoms import Atoms, broadcast, distinct, is_spread_over_channels, varies
-from slimkit.core.pruning.network import computes_weight, on_cpu, small_shape, trace_graph
-from slimkit.core.pruning.probe import Trials
+from slimkit.core.pruning.network import computes_weight, small_shape, trace_graph
+from slimkit.core.pruning.probe import Trials, random_values
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -250,7 +250,7 @@ class _ChannelTracer(Interpreter):
         if kind == "elementwise":
             return self._combined(operands)
         if kind == "channelwise":
-            result = operation([_numbers(shapes[0])])
+            result = operation([random_values(shapes[0])])
             channels = self._merged(operands[0], dim=1)
             return channels.view(1, -1, *[1] * (result.dim() - 2)).expand(result.shape)
         return self._opaque(call, target, args, kwargs)
@@ -280,16 +280,12 @@ class _ChannelTracer(Interpreter):
         reason = f"{self.operation} mixes channels"
         for atoms in _tensors((args, kwargs)):
             self.atoms.freeze(atoms, reason)
-        numbers = tree_map(lambda value: _numbers(value.shape) if _is_atoms(value) else value, (args, kwargs))
+        numbers = tree_map(lambda value: random_values(value.shape) if _is_atoms(value) else value, (args, kwargs))
         atom = self.atoms.fresh(1)
         self.atoms.freeze(atom, reason)
         return tree_map(
             lambda value: atom.expand(value.shape) if isinstance(value, Tensor) else value, call(target, *numbers)
         )
-
-
-def _numbers(shape: torch.Size) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _is_atoms(value: object) -> bool:

@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_flatten
 
 from slimkit.core.errors import MissedError, first_line
 from slimkit.core.measure.macs import COUNTED
-from slimkit.core.measure.modes import evaluating
+from slimkit.core.measure.modes import evaluating, on_cpu
 from slimkit.core.pruning.groups import Cut
-from slimkit.core.pruning.network import on_cpu, share_tensors, small_shape
+from slimkit.core.pruning.network import share_tensors, small_shape
 
 TOLERANCE = 1e-4
 
