@@ -133,6 +133,13 @@ CASES: dict[str, list[Callable[[], Case]]] = {
     ],
     "baddbmm": _of(lambda x: torch.baddbmm(x[:, 0], x[:, 1], x[:, 2].transpose(1, 2) @ x[:, 3], alpha=0.5)),
     "einsum": _of(lambda x: torch.einsum("nchw,nkhw->nck", x, x)),
+    "mv": [lambda: Case(lambda self, x: x + torch.mv(self.t, x[0, :, 0, 0]).view(1, 4, 1, 1), t=torch.rand(4, 4))],
+    "dot": [lambda: Case(lambda self, x: x * torch.dot(x[0, :, 0, 0], self.v), v=torch.rand(4))],
+    "weight_norm": [
+        lambda: Case(
+            lambda self, x: x * torch._weight_norm(self.v, x[0, :, :1, 0]).sum(1).view(1, 4, 1, 1), v=torch.rand(4, 5)
+        )
+    ],
     "scaled_dot_product_attention": _of(lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1)),
     "add": _of(lambda x: x + 1, lambda x: torch.add(x, x * x, alpha=0.5), lambda x: 2 + x + x[:, :1]),
     "sub": _of(lambda x: x - 1, lambda x: x - x.mean(1, keepdim=True), lambda x: torch.sub(x, x * x, alpha=2)),

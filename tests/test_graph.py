@@ -210,6 +210,45 @@ def test_what_weights_alone_give_is_computed_once() -> None:
     assert_same_bits(module, graph.network(), (2, 32))
 
 
+class Computing(nn.Module):
+    """A network whose tensors are computed from others in the ways that users have for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3))
+        self.gains = nn.Parameter(torch.rand(2))
+        self.qkv = nn.Parameter(torch.randn(12, 6))
+        self.scale = nn.Parameter(torch.rand(6))
+        self.both = nn.Parameter(torch.rand(6))
+        self.register_buffer("table", torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x) * self.gains[0] * self.scale.view(1, -1, 1, 1) + self.gains[1]
+        x = x.mean((2, 3)) * self.both.exp() + self.both + self.table.square()
+        first, second = self.qkv.chunk(2)
+        return F.linear(x, first) - F.linear(x, second)
+
+
+def test_what_is_computed_keeps_apart_and_is_trained() -> None:
+    module = Computing().eval()
+    graph = capture(module, SHAPE)
+    network = graph.network()
+    assert_same_bits(module, network, (1, 32), (3, 32))
+    names = [name for node in graph.nodes for name in node.weights]
+    assert len(set(names)) == len(names)
+    assert {name: tuple(graph.tensors[name].shape) for name in ("both", "conv.bias")} == {
+        "both": (6,),
+        "conv.bias": (6,),
+    }
+    assert "scale" not in graph.tensors  # of shape [1, 6, 1, 1] it is no tensor that the user knows by that name
+    trained = {name for name, _ in network.named_parameters()}
+    constant = {name for name in graph.tensors if name not in trained}
+    assert len(constant) == 1  # what comes of the table
+    network(images(2)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def refusal(module: nn.Module, **options: int) -> ModelError:
     with pytest.raises(ModelError) as error:
         capture(module, SHAPE, **options)

@@ -31,6 +31,9 @@ OPERATIONS: dict[str, str] = {
     "baddbmm": "baddbmm",
     "addmm": "addmm",
     "einsum": "einsum",
+    "mv": "mv",
+    "dot": "dot",
+    "weight_norm": "_weight_norm",
     "scaled_dot_product_attention": "scaled_dot_product_attention",
     # element by element
     **{

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,25 +17,31 @@ COMPUTED = "computed"  # the path of tensors that have no name in the user's net
 def fold_constants(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
     """The nodes that depend on the images, and all tensors that these read.
 
-    What was computed takes the name of the one parameter that it was computed from, where nothing else reads that, and
-    is trained in its place; else it is called after its node, and is a constant.
+    What was computed from parameters is a parameter. It takes the name of the one that it was computed from, where it
+    has its shape and nothing else comes of that; everything else is called after its node.
     """
     values: dict[str, Tensor] = {}  # of each node that depends on weights alone
-    roots: dict[str, frozenset[str]] = {}  # and the tensors that it was computed from
+    roots: dict[str, frozenset[str]] = {}  # and the parameters that it was computed from
     kept: list[Node] = []
     for node in nodes:
         if all(source in values for source in node.inputs) and not any(isinstance(v, Size) for v in node.leaves()):
             values[node.name] = _compute(node, values, tensors)
-            roots[node.name] = frozenset(node.weights).union(*(roots[source] for source in node.inputs))
+            trained = frozenset(name for name in node.weights if isinstance(tensors[name], nn.Parameter))
+            roots[node.name] = trained.union(*(roots[source] for source in node.inputs))
         else:
             kept.append(node)
-    readers = _readers(kept, roots)
-    weights = {name: Weight(_name(name, roots[name], readers, tensors)) for name in values}
+    read = {source for node in kept for source in node.inputs if source in values}
+    uses = Counter(name for node in kept for name in set(node.weights))
+    uses.update(root for name in read for root in roots[name])
+    weights: dict[str, str | Weight] = {}
     found = dict(tensors)
-    for name, weight in weights.items():
-        is_trained = isinstance(tensors.get(weight.name), nn.Parameter)
-        if name in readers:
-            found[weight.name] = nn.Parameter(values[name]) if is_trained else values[name]
+    for name in read:
+        value, own = values[name], roots[name]
+        root = next(iter(own)) if len(own) == 1 else None
+        takes_name = root is not None and uses[root] == 1 and tensors[root].shape == value.shape
+        weight = Weight(root if root is not None and takes_name else f"{COMPUTED}.{name}")
+        weights[name] = weight
+        found[weight.name] = nn.Parameter(value) if own and value.is_floating_point() else value
     return tuple(node.replaced(weights) for node in kept), found
 
 
@@ -52,18 +58,3 @@ def _compute(node: Node, values: Mapping[str, Tensor], tensors: Mapping[str, Ten
     with torch.no_grad():
         result: Tensor = call(node.operation, arguments)
         return result.detach().clone()
-
-
-def _readers(kept: Sequence[Node], roots: Mapping[str, frozenset[str]]) -> dict[str, int]:
-    """How many of the nodes that stay read each tensor, and each computed value."""
-    counts: dict[str, int] = defaultdict(int)
-    for node in kept:
-        for name in {*node.weights, *(source for source in node.inputs if source in roots)}:
-            counts[name] += 1
-    return counts
-
-
-def _name(node: str, own: frozenset[str], readers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> str:
-    """The name for what a node computed from the tensors `own`."""
-    trained = [name for name in own if isinstance(tensors[name], nn.Parameter)]
-    return trained[0] if len(trained) == 1 and trained[0] not in readers else f"{COMPUTED}.{node}"

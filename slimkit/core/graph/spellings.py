@@ -220,6 +220,8 @@ SPELLINGS: dict[str, Spelling] = {
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm_no_training,
     "instance_norm": _instance_norm,
+    "_weight_norm": lambda call: call.emit("weight_norm"),
+    "vdot": lambda call: call.emit("dot"),
     "layer_norm": lambda call: call.renamed("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
     "native_layer_norm": _first_of("layer_norm"),
     "group_norm": lambda call: call.renamed("group_norm", "input", "num_groups", "weight", "bias", "eps"),
