@@ -12,8 +12,10 @@ from torch import nn
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.compat import import_torchvision
 from slimkit.core.folder import Classifier, write_folder
+from slimkit.core.graph import capture
 from slimkit.core.models import lineage
 from slimkit.core.models.describe import describe_layers
+from slimkit.core.pruning.channels.groups import Grouping, find_groups
 from slimkit.standalone.model import SlimResNet18
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -80,6 +82,11 @@ def unsettled(module: nn.Module) -> nn.Module:
             part.weight.data.uniform_(0.5, 1.5)
             part.bias.data.normal_(0, 0.3)
     return module.eval()
+
+
+def grouping_of(module: nn.Module, input_shape: tuple[int, ...]) -> Grouping:
+    """What can be cut of a network."""
+    return find_groups(capture(module, input_shape))
 
 
 def torchvision_network(name: str) -> nn.Module:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import grouping_of, small_classifier
 from torch import nn
 
 from slimkit.cli.app import main
@@ -22,10 +22,9 @@ from slimkit.core.pruning.budgets import (
     parse_latency,
     spend_rest,
 )
-from slimkit.core.pruning.groups import find_groups, merge_cuts
+from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.narrowing import narrow_down
 from slimkit.core.pruning.shapes import Cost, Shapes
-from slimkit.core.pruning.surgery import cut_layers
 
 
 @pytest.fixture
@@ -62,13 +61,13 @@ def sizes(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, int]:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "resnext50_32x4d", "densenet121", "vgg11_bn"])
 def test_the_cost_is_told_from_the_widths_without_cutting(name: str) -> None:
     module = getattr(import_torchvision().models, name)(num_classes=10).eval()
-    groups = find_groups(module, (3, 64, 64)).groups
-    shapes = Shapes(module, groups, (3, 64, 64))
+    grouping = grouping_of(module, (3, 64, 64))
+    groups, shapes = grouping.groups, Shapes(grouping, (3, 64, 64))
     chosen = [torch.arange(int(0.37 * group.width)) for group in groups]
     cost = shapes.cost(tuple(g.width - len(lost) for g, lost in zip(groups, chosen, strict=True)))
-    cut = cut_layers(module, merge_cuts(groups, chosen))
+    cut = cut_channels(grouping, chosen).network()
     assert (cost.macs, cost.parameters, cost.bytes) == sizes(cut, (3, 64, 64))
-    assert shapes.cost(shapes.full) == Cost(*sizes(module, (3, 64, 64)))
+    assert shapes.cost(shapes.full) == Cost(*sizes(grouping.graph.network(), (3, 64, 64)))
 
 
 def lost(*counts: int) -> Chosen:

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import grouping_of, small_classifier
 from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError, UsageError
-from slimkit.core.pruning.groups import find_groups
 from slimkit.core.pruning.importance import IMPORTANCES, score_groups
 
 
@@ -23,7 +22,7 @@ def two_layers(filters: Tensor, readers: Tensor | None = None) -> nn.Module:
 
 def ranking(module: nn.Module, importance: str, batches: list[Tensor] | None = None) -> list[int]:
     """The channels of the only group, the least important first."""
-    (scores,) = score_groups(module, find_groups(module, (3, 4, 4)).groups, importance, batches)
+    (scores,) = score_groups(grouping_of(module, (3, 4, 4)), importance, batches)
     return scores.argsort().tolist()
 
 
@@ -51,7 +50,7 @@ def test_taylor_sees_what_the_loss_depends_on() -> None:
     readers = torch.tensor([[0.0, 2, 0.1, 1], [0, -2, -0.1, -1]])
     module = two_layers(torch.ones(4, 3), readers).append(nn.Flatten()).append(nn.Linear(32, 2))
     batches = [torch.rand(8, 3, 4, 4) for _ in range(4)]
-    scores = score_groups(module, find_groups(module, (3, 4, 4)).groups[:1], "taylor", batches)[0]
+    scores = score_groups(grouping_of(module, (3, 4, 4)), "taylor", batches)[0]
     assert scores[0] == 0
     assert scores[2] < scores[3] < scores[1]
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -73,7 +72,7 @@ def test_error_is_what_is_left_after_the_best_linear_repair() -> None:
     filters, readers = torch.randn(3, 3), torch.randn(2, 3)
     module = two_layers(filters, readers)
     images = torch.randn(512, 3, 4, 4)
-    (scores,) = score_groups(module, find_groups(module, (3, 4, 4)).groups, "error", [images])
+    (scores,) = score_groups(grouping_of(module, (3, 4, 4)), "error", [images])
     inputs = module[:3](images).detach().double().movedim(1, -1).flatten(0, -2)
     inputs -= inputs.mean(0)
     outputs = inputs @ readers.double().T
@@ -89,10 +88,10 @@ def test_error_is_what_is_left_after_the_best_linear_repair() -> None:
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_each_gives_every_group_a_finite_score_that_repeats(importance: str) -> None:
     module = small_classifier().module
-    groups = find_groups(module, (3, 32, 32)).groups
+    grouping = grouping_of(module, (3, 32, 32))
     batches = [torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    first, second = (score_groups(module, groups, importance, batches) for _ in range(2))
-    for group, scores, again in zip(groups, first, second, strict=True):
+    first, second = (score_groups(grouping, importance, batches) for _ in range(2))
+    for group, scores, again in zip(grouping.groups, first, second, strict=True):
         assert scores.shape == (group.width,)
         assert scores.isfinite().all()
         assert (scores >= 0).all()
@@ -107,8 +106,8 @@ def test_error_knows_grouped_and_very_wide_readers(monkeypatch: pytest.MonkeyPat
         layer.weight.data[channels] = 0
         layer.bias.data[channels] = 0
     monkeypatch.setattr("slimkit.core.pruning.elimination.MAX_UNKNOWNS", 100)
-    groups = find_groups(module, (3, 4, 4)).groups
-    first, second = score_groups(module, groups, "error", [torch.randn(16, 3, 4, 4)])
+    grouping = grouping_of(module, (3, 4, 4))
+    first, second = score_groups(grouping, "error", [torch.randn(16, 3, 4, 4)])
     assert first.argmin() == 3
     assert second.argmin() == 1
 
@@ -126,8 +125,8 @@ def test_what_is_drawn_hangs_on_the_seed(importance: str) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
     module(torch.zeros(1, 3, 64, 64))
-    groups = find_groups(module, (3, 64, 64)).groups
+    grouping = grouping_of(module, (3, 64, 64))
     batches = [torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(index)) for index in range(2)]
-    scores = [torch.cat(score_groups(module, groups, importance, batches, seed=seed)) for seed in (0, 0, 1)]
+    scores = [torch.cat(score_groups(grouping, importance, batches, seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import grouping_of
 from torch import nn
 
 from slimkit.core.errors import ModelError
 from slimkit.core.measure.layer_times import TimedLayer, time_layers
-from slimkit.core.pruning.groups import find_groups
 from slimkit.core.pruning.latency_table import LatencyTable, timed_layers
 from slimkit.core.pruning.shapes import Shapes
 
@@ -76,8 +76,7 @@ def fill_cache(cache: Path, layers: dict[str, TimedLayer]) -> None:
 
 def test_the_prediction_is_the_sum_of_the_layers_at_their_widths(cache: Path) -> None:
     module = network()
-    groups = find_groups(module, (3, 16, 16)).groups
-    shapes = Shapes(module, groups, (3, 16, 16))
+    shapes = Shapes(grouping_of(module, (3, 16, 16)), (3, 16, 16))
     LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
     fill_cache(cache, timed_layers(module, (3, 16, 16)))
     table = LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
@@ -92,7 +91,7 @@ def test_the_prediction_is_the_sum_of_the_layers_at_their_widths(cache: Path) ->
 
 def test_more_channels_are_never_predicted_to_be_faster(cache: Path) -> None:
     module = network()
-    shapes = Shapes(module, find_groups(module, (3, 16, 16)).groups, (3, 16, 16))
+    shapes = Shapes(grouping_of(module, (3, 16, 16)), (3, 16, 16))
     LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
     (file,) = cache.iterdir()
     known = json.loads(file.read_text())

@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import grouping_of, small_classifier
 from torch import nn
 
 from slimkit.core.architecture import PruningRate
 from slimkit.core.errors import MissedError, ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.pruning import prune, prune_module
-from slimkit.core.pruning.groups import Cut, find_groups, merge_cuts
+from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.cut.surgery import cut_channels
+from slimkit.core.pruning.cut.verify import verify_cut
 from slimkit.core.pruning.recalibrate import recalibrate
-from slimkit.core.pruning.surgery import cut_layers
-from slimkit.core.pruning.verify import verify_cut
 from slimkit.standalone.model import SlimResNet34, SlimResNet50, build_model
 
 
@@ -38,26 +38,23 @@ def test_the_filters_with_the_least_l1_norm_are_cut() -> None:
     sizes = torch.tensor([5.0, 1.0, 4.0, 2.0, 6.0, 3.0])
     module[0].weight.data.copy_(sizes[:, None, None, None].expand(6, 3, 1, 1))
     cut = prune_module(module, (3, 4, 4), rate=0.5).module
-    assert cut[0].weight[:, 0, 0, 0].tolist() == [5.0, 4.0, 6.0]
-    assert torch.equal(cut[2].weight, module[2].weight[:, [0, 2, 4]])
-    assert torch.equal(cut[0].bias, module[0].bias[[0, 2, 4]])
+    weights = cut.state_dict()
+    assert weights["0.weight"][:, 0, 0, 0].tolist() == [5.0, 4.0, 6.0]
+    assert torch.equal(weights["2.weight"], module[2].weight[:, [0, 2, 4]])
+    assert torch.equal(weights["0.bias"], module[0].bias[[0, 2, 4]])
 
 
 def test_what_is_done_to_the_cut_network_does_not_reach_the_original() -> None:
     module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 5, 1))
-    module.append(nn.Conv2d(5, 5, 1))
+    module.append(nn.Conv2d(5, 5, 1)).eval()
     module[5].bias = module[3].bias  # one tensor in two layers
     before = copy.deepcopy(module.state_dict())
-    cut = cut_layers(module, {"0": Cut(torch.tensor([], dtype=torch.int64), torch.tensor([1])), **one_input_less("3")})
-    assert cut[5].bias is cut[3].bias
+    cut = prune_module(module, (3, 4, 4), rate=0.3).module
+    assert "5.bias" not in cut.state_dict()  # it is 3.bias
     for tensor in cut.state_dict().values():
         tensor.zero_()
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-
-
-def one_input_less(name: str) -> dict[str, Cut]:
-    return {name: Cut(torch.tensor([1]), torch.tensor([], dtype=torch.int64))}
 
 
 def test_a_residual_stream_is_judged_by_all_who_write_to_it() -> None:
@@ -112,7 +109,7 @@ def test_a_second_cut_adds_to_the_first(classifier: Classifier) -> None:
 
 def test_what_falls_far_short_of_the_rate_is_told(classifier: Classifier) -> None:
     """Of 8, 16, 32 and 64 channels, those that are no multiples of 32 stay: 32 of 120 go, where 108 were to."""
-    groups = len(find_groups(classifier.module, (3, 32, 32)).groups)
+    groups = len(grouping_of(classifier.module, (3, 32, 32)).groups)
     told = [prune(classifier, rate=rate, round_to=[step] * groups).notes for rate, step in ((0.9, 32), (0.6, 16))]
     assert [any("Only 26.7% of the channels" in note for note in notes) for notes in told] == [True, False]
 
@@ -139,27 +136,28 @@ def test_a_network_without_inner_channels_can_not_be_cut() -> None:
         prune_module(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (3, 2, 2), rate=0.5)
 
 
-def cut_of_half(module: nn.Module) -> dict[str, Cut]:
-    groups = find_groups(module, (3, 32, 32)).groups
-    return merge_cuts(groups, [torch.arange(group.width // 2) for group in groups])
+def half_of(module: nn.Module) -> tuple[Grouping, list[torch.Tensor]]:
+    grouping = grouping_of(module, (3, 32, 32))
+    return grouping, [torch.arange(group.width // 2) for group in grouping.groups]
 
 
 def test_the_proof_fails_where_the_wrong_channel_was_kept(classifier: Classifier) -> None:
-    cuts = cut_of_half(classifier.module)
-    right = cut_layers(classifier.module, cuts)
-    assert verify_cut(classifier.module, right, cuts, (3, 32, 32)) < 1e-5
-    layer = cuts["layer2.0.conv2"]
-    wrong = {**cuts, "layer2.0.conv2": dataclasses.replace(layer, inputs=layer.inputs + 4)}
+    grouping, half = half_of(classifier.module)
+    right = cut_channels(grouping, half)
+    assert verify_cut(grouping, half, right) < 1e-5
+    name = "layer2.0.conv2.weight"
+    wrong = dataclasses.replace(right, tensors={**right.tensors, name: right.tensors[name].roll(1, dims=1)})
     with pytest.raises(MissedError, match=r"layer2\.0\.conv2"):
-        verify_cut(classifier.module, cut_layers(classifier.module, wrong), cuts, (3, 32, 32))
+        verify_cut(grouping, half, wrong)
 
 
 def test_the_proof_fails_where_a_statistic_was_left_behind(classifier: Classifier) -> None:
-    cuts = cut_of_half(classifier.module)
-    wrong = cut_layers(classifier.module, cuts)
-    wrong.layer1[0].bn1.running_mean += 0.01
+    grouping, half = half_of(classifier.module)
+    right = cut_channels(grouping, half)
+    name = "layer1.0.bn1.running_mean"
+    wrong = dataclasses.replace(right, tensors={**right.tensors, name: right.tensors[name] + 0.01})
     with pytest.raises(MissedError, match=r"layer1\.0\.conv2"):
-        verify_cut(classifier.module, wrong, cuts, (3, 32, 32))
+        verify_cut(grouping, half, wrong)
 
 
 def test_recalibration_gives_the_statistics_of_all_images_together() -> None:

@@ -1,21 +1,24 @@
 """Repair after a cut: layers solved anew by least squares."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import grouping_of, small_classifier
 from torch import Tensor, nn
 
 from slimkit.core.compat import import_torchvision
 from slimkit.core.errors import ModelError
-from slimkit.core.models.flow import Flow
-from slimkit.core.pruning.groups import Cut, find_groups, merge_cuts
+from slimkit.core.graph import Graph, capture
+from slimkit.core.graph.lockstep import Lockstep
+from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.least_squares import Equations
+from slimkit.core.pruning.prune import kept_outputs
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.pruning.reconstruct import reconstruct
-from slimkit.core.pruning.surgery import cut_layers
+from slimkit.standalone.graph import GraphNetwork
 
 pytestmark = pytest.mark.numeric
 
@@ -34,9 +37,28 @@ def error(original: nn.Module, cut: nn.Module, batch: Tensor) -> float:
     return float((got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
-def cut_of(module: nn.Module, channels: list[Tensor], side: int = 16) -> tuple[nn.Module, dict[str, Cut]]:
-    cuts = merge_cuts(find_groups(module, (3, side, side)).groups, channels)
-    return cut_layers(module, cuts), cuts
+@dataclass(frozen=True)
+class Halved:
+    """A network and what is left of it."""
+
+    graph: Graph
+    cut: GraphNetwork
+    kept: dict[str, Tensor]
+
+    def copy(self) -> GraphNetwork:
+        return copy.deepcopy(self.cut)
+
+    def solve(self, cut: GraphNetwork, batches: list[Tensor], **options: Any) -> int:
+        return reconstruct(self.graph, cut, self.kept, batches, **options)
+
+
+def cut_of(module: nn.Module, channels: list[Tensor], side: int = 16) -> Halved:
+    grouping = grouping_of(module, (3, side, side))
+    return Halved(grouping.graph, cut_channels(grouping, channels).network(), kept_outputs(grouping, channels))
+
+
+def half_of(module: nn.Module, side: int = 16) -> Halved:
+    return cut_of(module, [torch.arange(g.width // 2) for g in grouping_of(module, (3, side, side)).groups], side)
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -104,8 +126,9 @@ def test_a_large_ridge_keeps_the_weights() -> None:
 
 def test_without_a_cut_the_answers_stay() -> None:
     module = small_classifier().module
-    same = copy.deepcopy(module)
-    reconstruct(module, same, {}, images())
+    graph = capture(module, (3, 16, 16))
+    same = graph.network()
+    reconstruct(graph, same, {}, images())
     assert error(module, same, images(seed=1)[0]) < 1e-4
 
 
@@ -125,27 +148,22 @@ def test_a_copied_channel_is_made_good_exactly(layer: type[nn.Module], options: 
     module(images()[0])
     module[0].weight.data[[1, 5]] = module[0].weight.data[[0, 4]]
     module[0].bias.data[[1, 5]] = module[0].bias.data[[0, 4]]
-    groups = find_groups(module, (3, 16, 16)).groups
+    groups = grouping_of(module, (3, 16, 16)).groups
     lost = torch.tensor([1]) if groups[0].width == 4 else torch.tensor([1, 5])  # one of the 4 pairs that go together
-    cut, cuts = cut_of(module, [lost, *[torch.tensor([], dtype=torch.int64)] * (len(groups) - 1)])
-    before = error(module, cut, images(seed=1)[0])
-    assert reconstruct(module, cut, cuts, images()) == 64
+    made = cut_of(module, [lost, *[torch.tensor([], dtype=torch.int64)] * (len(groups) - 1)])
+    before = error(module, made.cut, images(seed=1)[0])
+    assert made.solve(made.cut, images()) == 64
     assert before > 0.02
-    assert error(module, cut, images(seed=1)[0]) < 0.001
-
-
-def half_of(module: nn.Module, side: int = 16) -> tuple[nn.Module, dict[str, Cut]]:
-    groups = find_groups(module, (3, side, side)).groups
-    return cut_of(module, [torch.arange(group.width // 2) for group in groups], side)
+    assert error(module, made.cut, images(seed=1)[0]) < 0.001
 
 
 def test_a_residual_network_cut_in_half_is_repaired_better_than_by_batch_norm() -> None:
     module = small_classifier(width=16).module
     recalibrate(module, images(16))
-    plain, cuts = half_of(module)
-    solved = copy.deepcopy(plain)
+    made = half_of(module)
+    plain, solved = made.copy(), made.cut
     recalibrate(plain, images(16))
-    assert reconstruct(module, solved, cuts, images(16)) == 256
+    assert made.solve(solved, images(16)) == 256
     assert error(module, solved, images(16)[0]) < 0.3 * error(module, plain, images(16)[0])
 
 
@@ -155,25 +173,27 @@ def test_other_families_are_repaired(name: str) -> None:
     module = import_torchvision().models.get_model(name, weights=None, num_classes=10).eval()
     batches = images(4, side=32)
     recalibrate(module, batches)
-    cut, cuts = half_of(module, side=32)
-    before = error(module, cut, batches[0])
-    reconstruct(module, cut, cuts, batches)
-    assert error(module, cut, batches[0]) < 0.5 * before
+    made = half_of(module, side=32)
+    before = error(module, made.cut, batches[0])
+    made.solve(made.cut, batches)
+    assert error(module, made.cut, batches[0]) < 0.5 * before
 
 
 def test_with_little_memory_fewer_images_are_held_and_more_later(monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_classifier(width=16).module
     held: list[int] = []
     monkeypatch.setattr(
-        Flow, "step_changed", lambda flow, at, step=Flow.step_changed: (held.append(flow.images), step(flow, at))
+        Lockstep,
+        "step_changed",
+        lambda flow, at, step=Lockstep.step_changed: (held.append(flow.images), step(flow, at)),
     )
-    cut, cuts = half_of(module)
-    everything = copy.deepcopy(cut)
-    reconstruct(module, everything, cuts, images(16))
+    made = half_of(module)
+    everything, cut = made.copy(), made.cut
+    made.solve(everything, images(16))
     assert set(held) == {256}
     held.clear()
-    monkeypatch.setattr("slimkit.core.models.flow.MEMORY_LIMIT", 2**19)
-    assert reconstruct(module, cut, cuts, images(16)) == 256
+    monkeypatch.setattr("slimkit.core.graph.lockstep.MEMORY_LIMIT", 2**19)
+    assert made.solve(cut, images(16)) == 256
     assert min(held) < 128 < held[-1] == 256
     assert error(module, cut, images(16)[0]) < 1.3 * error(module, everything, images(16)[0])
 
@@ -196,24 +216,22 @@ class Twice(nn.Module):
 def test_a_layer_called_twice_keeps_its_weights_and_the_rest_is_repaired() -> None:
     torch.manual_seed(0)
     module = Twice().eval()
-    cut, cuts = half_of(module)
+    made = half_of(module)
+    cut = made.cut
     weight = cut.twice.weight.clone()
     before = error(module, cut, images(seed=1)[0])
-    reconstruct(module, cut, cuts, images())
+    made.solve(cut, images())
     assert torch.equal(cut.twice.weight, weight)
     assert error(module, cut, images(seed=1)[0]) < 0.5 * before
 
 
-def test_modes_gradients_and_types_stay_as_they_were() -> None:
+def test_what_is_frozen_and_the_images_stay_as_they_were() -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 1)).bfloat16()
-    cut, cuts = half_of(module.train())
-    reconstruct(module, cut, cuts, images())
-    assert all(part.training for part in (*module, *cut))
-    assert {parameter.dtype for parameter in cut.parameters()} == {torch.bfloat16}
-    assert all(parameter.requires_grad for parameter in cut.parameters())
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 1))
+    made = half_of(module.eval())
     batch = images()[0]
-    reconstruct(module, cut, cuts, [batch])
+    made.solve(made.cut, [batch])
+    assert all(parameter.requires_grad for parameter in made.cut.parameters())
     assert torch.equal(batch, images()[0])
 
 
@@ -233,10 +251,10 @@ def test_a_summand_makes_good_what_the_other_lost() -> None:
     torch.manual_seed(0)
     module = Sum().eval()
     recalibrate(module, images())
-    cut, cuts = cut_of(module, [torch.arange(1, 8), torch.tensor([], dtype=torch.int64)])
-    first_alone = copy.deepcopy(cut)
-    reconstruct(module, first_alone, cuts, images(), only=("second",))
-    reconstruct(module, cut, cuts, images(), only=("second", "beside"))
+    made = cut_of(module, [torch.arange(1, 8), torch.tensor([], dtype=torch.int64)])
+    first_alone, cut = made.copy(), made.cut
+    made.solve(first_alone, images(), only=("second",))
+    made.solve(cut, images(), only=("second", "beside"))
     assert error(module, first_alone, images(seed=1)[0]) > 0.01
     assert error(module, cut, images(seed=1)[0]) < 0.001  # what is lost is linear in x, which the layer beside it reads
 
@@ -248,12 +266,10 @@ def test_what_the_activation_clips_is_not_fitted(activation: type[nn.Module]) ->
     recalibrate(module.eval(), images())
     module[3].weight.data.fill_(8.0)
     module[3].bias.data.copy_(torch.tensor([-8.0, -6.0, 6.0, -4.0]))  # much of it lies where the activation is flat
-    cut = copy.deepcopy(module)
-    cut[0], cut[2] = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
-    cuts = {"0": Cut(torch.tensor([], dtype=torch.int64), torch.arange(3, 12))}
-    cut[0].weight.data, cut[0].bias.data = module[0].weight.data[:3].clone(), module[0].bias.data[:3].clone()
-    cut[2].weight.data, cut[2].bias.data = module[2].weight.data[:, :3].clone(), module[2].bias.data.clone()
-    linear = copy.deepcopy(cut)
+    made = cut_of(module, [torch.arange(3, 12)])
+    linear = copy.deepcopy(module)
+    linear[0], linear[2] = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+    linear.load_state_dict(made.cut.state_dict(), strict=False)
     seen = torch.cat([*images()])
     with torch.no_grad():  # the plain least squares, by torch
         rows = linear[:2](seen).movedim(1, -1).reshape(-1, 3)
@@ -261,8 +277,8 @@ def test_what_the_activation_clips_is_not_fitted(activation: type[nn.Module]) ->
         solved = torch.linalg.lstsq(rows, module[:3](seen).movedim(1, -1).reshape(-1, 4)).solution
         linear[2].weight.copy_(solved[:3].T[..., None, None])
         linear[2].bias.copy_(solved[3])
-    reconstruct(module, cut, cuts, images(), only=("2",))
-    assert error(module, cut, images(seed=1)[0]) < 0.9 * error(module, linear, images(seed=1)[0])
+    made.solve(made.cut, images(), only=("2",))
+    assert error(module, made.cut, images(seed=1)[0]) < 0.9 * error(module, linear, images(seed=1)[0])
 
 
 def test_a_norm_after_a_layer_that_is_not_solved_follows_its_inputs() -> None:
@@ -278,12 +294,13 @@ def test_a_norm_after_a_layer_that_is_not_solved_follows_its_inputs() -> None:
     module = Shared().eval()
     module.stem.weight.data *= 10
     recalibrate(module, images())
-    cut = copy.deepcopy(module)
+    graph = capture(module, (3, 16, 16))
+    cut = graph.network()
     cut.twice.weight.data *= 0.5
     cut.twice.bias.data += 1
     before, after = (net(images()[0]) for net in (module, cut))
     assert (after - before).abs().mean() > 0.5
-    reconstruct(module, cut, {}, images(), only=())
+    reconstruct(graph, cut, {}, images(), only=())
     after = cut(torch.cat([*images()]))
     torch.testing.assert_close(after.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
     torch.testing.assert_close(after.std((0, 2, 3)), torch.ones(8), atol=1e-2, rtol=0)

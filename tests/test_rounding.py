@@ -143,7 +143,7 @@ def test_with_little_memory_layers_are_rounded_on_fewer_images(monkeypatch: pyte
     batches = [images(16, seed) for seed in range(4)]
     errors = []
     for limit in (2**30, 2**19):
-        monkeypatch.setattr("slimkit.core.models.flow.MEMORY_LIMIT", limit)
+        monkeypatch.setattr("slimkit.core.graph.lockstep.MEMORY_LIMIT", limit)
         source, _, simulation = simulated()
         rounded = round_layers(simulation, batches, dict.fromkeys(simulation.layers, 7), silent)
         assert rounded.keys() == simulation.layers.keys()

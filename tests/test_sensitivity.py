@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import small_classifier
+from conftest import grouping_of, small_classifier
 from PIL import Image
 
 from slimkit.cli.app import main
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import read_folder, write_folder
 from slimkit.core.pruning import prune_module
-from slimkit.core.pruning.groups import find_groups
 from slimkit.core.pruning.sensitivity import RATES, GroupSensitivity, Sensitivity, accuracy_lost, read_sensitivity
 
 
@@ -74,11 +73,11 @@ def test_a_report_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_budget_is_spent_on_the_groups_that_the_report_calls_cheap(tmp_path: Path, image_folder: Path) -> None:
     model = small_classifier(width=16)
     write_folder(model, tmp_path / "base")
-    grouping = find_groups(model.module, (3, 32, 32))
+    grouping = grouping_of(model.module, (3, 32, 32))
     entries = [
         GroupSensitivity((name,), 0.5, group.width, group.width // 2, 50.0 * ("layer4" not in name), 1.0, 1, 1)
         for group in grouping.groups
-        for name in [group.makers(model.module)[0].layer]
+        for name in [group.name]
     ]
     file = tmp_path / "report.json"
     file.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(report(1, 2, 3), entries=tuple(entries)))))

@@ -6,12 +6,13 @@ the operation's arguments by the names of torch's own schemas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimkit.standalone.layers import layer_path, torch_layers
 from slimkit.standalone.operations import first_result, overload, plain_argument
 
 SIZES: dict[str, Callable[[int, int], int]] = {
@@ -54,22 +55,27 @@ class GraphNetwork(nn.Module):
         """
         super().__init__()
         self.__layers = tuple(layers)
+        modules = torch_layers(layers, tensors)
         for name, tensor in tensors.items():
-            self._register(name, tensor)
-        self.__steps: list[_Step] = []
+            self._register(name, tensor, modules)
+        self.__modules = frozenset(modules)
+        self.__steps: list[Step] = []
         self._prepare()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images -> logits, of the dtype that the weights have."""
+        values = {"input": x}
+        for step in self.steps:
+            step.run(values, x.shape)
+        logits: Tensor = values[self.steps[-1].name]
+        return logits
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The operations in the order that they run."""
         if not self.__steps:
             self._prepare()
-        values = {"input": x}
-        for step in self.__steps:
-            values[step.name] = step.run(values, x.shape)
-            for expired in step.expired:
-                del values[expired]
-        logits: Tensor = values[self.__steps[-1].name]
-        return logits
+        return self.__steps
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of that name."""
@@ -77,16 +83,17 @@ class GraphNetwork(nn.Module):
         found: Tensor = registry[attribute]
         return found
 
-    def _register(self, name: str, tensor: Tensor) -> None:
+    def _register(self, name: str, tensor: Tensor, layers: Mapping[str, nn.Module]) -> None:
         *containers, attribute = name.split(".")
         module: nn.Module = self
-        for container in containers:
+        for depth, container in enumerate(containers, 1):
             if container not in module._modules:
-                module.add_module(container, nn.Module())
+                module.add_module(container, layers.get(".".join(containers[:depth])) or nn.Module())
             module = module.get_submodule(container)
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(attribute, tensor)
         else:
+            module._parameters.pop(attribute, None)  # a layer whose weight is constant
             module.register_buffer(attribute, tensor)
 
     def _place(self, name: str) -> tuple[dict[str, Any], str]:
@@ -109,20 +116,24 @@ class GraphNetwork(nn.Module):
         for layer in reversed(self.__layers):
             expired = tuple(dict.fromkeys(source for source in layer["inputs"] if source not in read))
             read.update(expired)
-            self.__steps.insert(0, _Step(self, layer, expired))
+            self.__steps.insert(0, Step(self, layer, expired, self.__modules))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what is tied to these very tensors."""
         return {**self.__dict__, "_GraphNetwork__steps": []}
 
 
-class _Step:
+class Step:
     """One operation, with its arguments as far as they can be known before the images come."""
 
-    def __init__(self, network: GraphNetwork, layer: Mapping[str, Any], expired: tuple[str, ...]) -> None:
+    def __init__(
+        self, network: GraphNetwork, layer: Mapping[str, Any], expired: tuple[str, ...], modules: Container[str]
+    ) -> None:
         self.name: str = layer["name"]
-        self.expired = expired
+        self._expired = expired  # the values that no later step reads
         self._inputs: tuple[str, ...] = tuple(layer["inputs"])
+        path = layer_path(layer)
+        self._layer = network.get_submodule(path) if path is not None and path in modules else None
         self._network = network
         self._function = overload(layer["operation"])
         self._modes = self._read_modes(layer)
@@ -135,8 +146,15 @@ class _Step:
         if given:
             raise ValueError(f"layer {self.name!r}: {layer['operation']} takes no {', '.join(given)}")
 
-    def run(self, values: Values, shape: torch.Size) -> Any:
-        """The operation's value."""
+    def run(self, values: dict[str, Any], shape: torch.Size) -> None:
+        """Compute the operation's value into `values`, and drop what is not needed any more. shape: of the images."""
+        values[self.name] = self._compute(values, shape)
+        for name in self._expired:
+            del values[name]
+
+    def _compute(self, values: Values, shape: torch.Size) -> Any:
+        if self._layer is not None:
+            return self._layer(values[self._inputs[0]])
         arguments = dict(self._fixed)
         for name, resolve in self._open:
             arguments[name] = resolve(values, shape)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from slimkit.core.graph.node import Argument, Input, Node, Size, Weight
+from slimkit.core.graph.node import Input, Node, Size, Weight
+from slimkit.core.graph.run import arguments_of
 from slimkit.standalone.operations import call
 
 COMPUTED = "computed"  # the path of tensors that have no name in the user's network
@@ -18,7 +19,8 @@ def fold_constants(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> tupl
     """The nodes that depend on the images, and all tensors that these read.
 
     What was computed from parameters is a parameter. It takes the name of the one that it was computed from, where it
-    has its shape and nothing else comes of that; everything else is called after its node.
+    has its shape and nothing else comes of that, or that of the layer whose weight it is; else it is called after its
+    node.
     """
     values: dict[str, Tensor] = {}  # of each node that depends on weights alone
     roots: dict[str, frozenset[str]] = {}  # and the parameters that it was computed from
@@ -39,22 +41,25 @@ def fold_constants(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> tupl
         value, own = values[name], roots[name]
         root = next(iter(own)) if len(own) == 1 else None
         takes_name = root is not None and uses[root] == 1 and tensors[root].shape == value.shape
-        weight = Weight(root if root is not None and takes_name else f"{COMPUTED}.{name}")
+        weight = Weight(root if root is not None and takes_name else _layers_own(name, kept, found))
         weights[name] = weight
         found[weight.name] = nn.Parameter(value) if own and value.is_floating_point() else value
     return tuple(node.replaced(weights) for node in kept), found
 
 
+def _layers_own(value: str, kept: Sequence[Node], taken: Container[str]) -> str:
+    """A name for what was computed: that of the layer's weight that it is, or one after its node."""
+    readers = [node for node in kept if value in node.inputs]
+    for argument in ("weight", "bias"):
+        given = readers[0].arguments.get(argument)
+        name = f"{readers[0].module}.{argument}"
+        if len(readers) == 1 and isinstance(given, Input) and readers[0].inputs[given.index] == value:
+            return f"{COMPUTED}.{value}" if name in taken or not readers[0].module else name
+    return f"{COMPUTED}.{value}"
+
+
 def _compute(node: Node, values: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-
-    def fill(value: Argument) -> object:
-        if isinstance(value, Input):
-            return values[node.inputs[value.index]]
-        if isinstance(value, Weight):
-            return tensors[value.name]
-        return [fill(part) for part in value] if isinstance(value, tuple) else value
-
-    arguments = {name: fill(value) for name, value in node.arguments.items()}
+    arguments = arguments_of(node, values, tensors, ())
     with torch.no_grad():
         result: Tensor = call(node.operation, arguments)
         return result.detach().clone()

@@ -5,11 +5,10 @@ from collections.abc import Hashable, Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimkit.core.errors import UsageError
-from slimkit.core.measure.macs import count_macs
-from slimkit.core.pruning.groups import Group, Side
+from slimkit.core.pruning.channels.groups import Group
 
 Scope = Literal["local", "global", "isomorphic"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -18,7 +17,6 @@ MIN_WIDTH = 8  # what one vector of float32 holds: so many channels, or half of 
 
 
 def allocate(
-    module: nn.Module,
     groups: Sequence[Group],
     scores: Sequence[Tensor],
     severity: float,
@@ -47,7 +45,7 @@ def allocate(
         least = [1] * len(groups)
     else:
         prices = [values / cost for values, cost in zip(scores, costs or [1.0] * len(groups), strict=True)]
-        kinds = [_kind(module, group) if scope == "isomorphic" else None for group in groups]
+        kinds = [_kind(group) if scope == "isomorphic" else None for group in groups]
         cut = _rank(prices, kinds, severity, max_rate)
         least = [group.width - _most(group.width, max_rate) for group in groups]
     steps = round_to or [1] * len(groups)
@@ -78,25 +76,9 @@ def _check(severity: float, scope: Scope, max_rate: float) -> None:
         raise UsageError(f"There is no scope called {scope}.", f"Choose one of {', '.join(SCOPES)}.")
 
 
-def channel_macs(module: nn.Module, groups: Sequence[Group], input_shape: Sequence[int]) -> tuple[float, ...]:
-    """The MACs for one image of `input_shape` that go with one channel of each group, in all layers that have it."""
-    macs = count_macs(module, input_shape)
-    counted = [[member for member in group.members if member.layer in macs] for group in groups]
-    return tuple(
-        sum(macs[m.layer] * m.positions.shape[1] / _channels(module.get_submodule(m.layer), m.side) for m in members)
-        for members in counted
-    )
-
-
-def _channels(layer: nn.Module, side: Side) -> int:
-    """How many channels a convolution or linear layer has on one side."""
-    names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
-    return int(getattr(layer, names[side == "outputs"]))
-
-
-def _kind(module: nn.Module, group: Group) -> Hashable:
+def _kind(group: Group) -> Hashable:
     """What makes two groups comparable: the same number of layers of each type on each side."""
-    return frozenset(Counter((type(module.get_submodule(m.layer)), m.side) for m in group.members).items())
+    return frozenset(Counter((m.layer.operation, m.side) for m in group.members).items())
 
 
 def _rank(scores: Sequence[Tensor], kinds: Sequence[Hashable], severity: float, max_rate: float) -> list[int]:

@@ -8,6 +8,8 @@ The cost is the error that is left, as a share of the variance of a reader's out
 for all groups.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from slimkit.core.data import Batches
-from slimkit.core.measure.modes import evaluating
+from slimkit.core.graph import Graph
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.groups import Group, Member
+from slimkit.core.pruning.channels.filters import filters, input_weights
+from slimkit.core.pruning.channels.groups import Group, Grouping, Member
 from slimkit.core.pruning.least_squares import MAX_UNKNOWNS, Moments, damped_cholesky
-from slimkit.core.pruning.rows import Sampler, SolvableLayer, input_rows, is_solvable, weight_matrix
+from slimkit.core.pruning.rows import Sampler, SolvableLayer, input_rows, solvable_layers, weight_matrix
 
 BATCHES = 32  # at most
 ROWS = 32768  # output positions that each reader is seen at, where there are as many
@@ -30,18 +33,20 @@ RIDGE = 1e-3  # of the mean of the moments' diagonal
 STEPS = 64  # in which a group is taken apart
 
 
-def error(
-    module: nn.Module, groups: Sequence[Group], batches: Batches, progress: Progress = silent, seed: int = 0
-) -> tuple[Tensor, ...]:
+def error(grouping: Grouping, batches: Batches, progress: Progress = silent, seed: int = 0) -> tuple[Tensor, ...]:
     """What each channel costs when it is taken out in its turn, after all cheaper ones: float [width] each."""
-    readers = [_readers(module, group) for group in groups]
-    names = {member.layer for members in readers for member in members}
-    moments = _input_moments({name: _layer(module, name) for name in names}, module, batches, progress, seed)
+    network = grouping.graph.network(copy=False)
+    layers = solvable_layers(network)
+    readers = [_readers(layers, group) for group in grouping.groups]
+    names = {member.layer.name for members in readers for member in members}
+    moments = _input_moments({name: layers[name] for name in names}, network, batches, progress, seed)
     scores = []
-    with progress("score channels", len(groups)) as advance:
-        for group, members in zip(groups, readers, strict=True):
-            readings = [_reading(_layer(module, m.layer), m.positions, moments[m.layer]) for m in members]
-            scores.append(_take_apart(readings, group.width))
+    with progress("score channels", len(grouping.groups)) as advance:
+        for group, members in zip(grouping.groups, readers, strict=True):
+            readings: list[_Reading] = [
+                _reading(layers[m.layer.name], m.positions, moments[m.layer.name]) for m in members
+            ]
+            scores.append(_take_apart(readings or [_by_weights(grouping.graph, group)], group.width))
             advance(1)
     return tuple(scores)
 
@@ -127,16 +132,20 @@ def _take_apart(readings: Sequence[_Reading], width: int) -> Tensor:
     return scores
 
 
-def _readers(module: nn.Module, group: Group) -> list[Member]:
+def _readers(layers: Mapping[str, SolvableLayer], group: Group) -> list[Member]:
     """The layers that read the group's channels: only those where others can make up for one, if there are such."""
-    members = [m for m in group.members if m.side == "inputs" and is_solvable(module.get_submodule(m.layer))]
-    return [member for member in members if _is_joint(_layer(module, member.layer))] or members
+    members = [member for member in group.readers if member.layer.name in layers]
+    return [member for member in members if _is_joint(layers[member.layer.name])] or members
 
 
-def _layer(module: nn.Module, name: str) -> SolvableLayer:
-    layer = module.get_submodule(name)
-    assert is_solvable(layer)  # as all readers are
-    return layer
+def _by_weights(graph: Graph, group: Group) -> _Separate:
+    """Where no reader is a layer of torch: the share of the weights that read a channel, or that make it."""
+    each = torch.zeros(group.width)
+    for member in group.readers or group.makers:
+        weight = graph.tensors[member.layer.weight].detach().float()
+        by_channel = (input_weights if member.side == "inputs" else filters)(member.layer, weight).square().sum(1)
+        each += (by_channel / by_channel.sum().clamp_min(1e-30))[member.positions].sum(1)
+    return _Separate(each)
 
 
 def _is_joint(layer: SolvableLayer) -> bool:
@@ -145,20 +154,18 @@ def _is_joint(layer: SolvableLayer) -> bool:
 
 
 def _input_moments(
-    layers: Mapping[str, SolvableLayer], module: nn.Module, batches: Batches, progress: Progress, seed: int
+    layers: Mapping[str, SolvableLayer], network: nn.Module, batches: Batches, progress: Progress, seed: int
 ) -> dict[str, Tensor]:
     """The covariances [d, d] of each layer's inputs, or where that is no use the variances [g * d]."""
-    like = next(module.parameters())
     count = min(BATCHES, len(batches))
     collectors = {name: _Collector(layer, ROWS / count, seed) for name, layer in layers.items()}
     with ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(collectors[name]).remove)
-        stack.enter_context(evaluating(module))
         stack.enter_context(torch.no_grad())
         advance = stack.enter_context(progress("collect activations", count))
         for images in islice(batches, count):
-            module(images.to(like.device, like.dtype))
+            network(images.float().cpu())
             advance(1)
     return {name: collector.moments() for name, collector in collectors.items()}
 

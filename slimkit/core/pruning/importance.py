@@ -4,29 +4,28 @@ Every importance is summed over the whole group: over all layers that make its c
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from slimkit.core.data import Batches
 from slimkit.core.data.randomness import uniform
 from slimkit.core.errors import ModelError, UsageError
-from slimkit.core.measure.modes import evaluating
+from slimkit.core.graph import Graph
 from slimkit.core.progress import Progress, silent
+from slimkit.core.pruning.channels.filters import filters
+from slimkit.core.pruning.channels.groups import Group, Grouping, Member
 from slimkit.core.pruning.elimination import error
-from slimkit.core.pruning.groups import Group, Member
 
-ByWeights = Callable[[nn.Module, Group], Tensor]
-ByImages = Callable[[nn.Module, Sequence[Group], Batches, Progress, int], tuple[Tensor, ...]]
+ByWeights = Callable[[Graph, Group], Tensor]
+ByImages = Callable[[Grouping, Batches, Progress, int], tuple[Tensor, ...]]
 
 
 def score_groups(
-    module: nn.Module,
-    groups: Sequence[Group],
+    grouping: Grouping,
     importance: str,
     batches: Batches | None = None,
     progress: Progress = silent,
@@ -42,74 +41,78 @@ def score_groups(
     """
     by_weights = _BY_WEIGHTS | {"random": partial(random, seed=seed)}
     if importance in by_weights:
-        scores = (by_weights[importance](module, group) for group in groups)
+        scores = (by_weights[importance](grouping.graph, group) for group in grouping.groups)
         return tuple(score / score.mean().clamp_min(1e-30) for score in scores)  # layers differ in scale
     if importance not in _BY_IMAGES:
         raise UsageError(f"There is no importance called {importance}.", f"Choose one of {', '.join(IMPORTANCES)}.")
     if batches is None:
         raise UsageError(f"The importance {importance} is measured on images.", "Give data, or choose another: l1.")
-    return _BY_IMAGES[importance](module, groups, batches, progress, seed)
+    return _BY_IMAGES[importance](grouping, batches, progress, seed)
 
 
-def l1(module: nn.Module, group: Group) -> Tensor:
+def l1(graph: Graph, group: Group) -> Tensor:
     """The sum of the absolute weights of each filter (Li et al. 2017, arXiv:1608.08710)."""
-    return _over_filters(module, group, lambda filters: filters.abs().sum(1))
+    return _over_filters(graph, group, lambda filters: filters.abs().sum(1))
 
 
-def l2(module: nn.Module, group: Group) -> Tensor:
+def l2(graph: Graph, group: Group) -> Tensor:
     """The Euclidean norm of each filter (He et al. 2018, arXiv:1808.06866)."""
-    return _over_filters(module, group, lambda filters: filters.norm(dim=1))
+    return _over_filters(graph, group, lambda filters: filters.norm(dim=1))
 
 
-def fpgm(module: nn.Module, group: Group) -> Tensor:
+def fpgm(graph: Graph, group: Group) -> Tensor:
     """The distance of each filter to all others of its layer: those near the geometric median can be told by the rest.
 
     He et al. 2019, Filter Pruning via Geometric Median, arXiv:1811.00250.
     """
-    return _over_filters(module, group, lambda filters: torch.cdist(filters, filters).sum(1))
+    return _over_filters(graph, group, lambda filters: torch.cdist(filters, filters).sum(1))
 
 
-def bn_scale(module: nn.Module, group: Group) -> Tensor:
+def bn_scale(graph: Graph, group: Group) -> Tensor:
     """The absolute scale that BatchNorm gives each channel (Liu et al. 2017, Network Slimming, arXiv:1708.06519)."""
-    norms = [member for member in group.members if _is_scaling_norm(module.get_submodule(member.layer))]
+    norms = [m for m in group.members if m.layer.operation == "batch_norm" and m.layer.weight.endswith("weight")]
     if not norms:
         raise ModelError(
-            f"{group.makers(module)[0].layer} is followed by no BatchNorm whose scale could tell its importance.",
+            f"{group.name} is followed by no BatchNorm whose scale could tell its importance.",
             "Choose another importance, such as l1.",
         )
-    return _sum(norms, lambda layer: weight_of(module, layer).abs().float().cpu())
+    return _sum(norms, lambda member: graph.tensors[member.layer.weight].detach().abs())
 
 
-def random(module: nn.Module, group: Group, seed: int = 0) -> Tensor:
+def random(graph: Graph, group: Group, seed: int = 0) -> Tensor:
     """Numbers of no meaning, the same for the same group and seed: the control that every importance has to beat."""
-    names = ",".join(member.layer for member in group.members).encode()
+    names = ",".join(member.layer.name for member in group.members).encode()
     return uniform(torch.arange(group.width), (seed, zlib.crc32(names)), draws=1).flatten()
 
 
-def taylor(
-    module: nn.Module, groups: Sequence[Group], batches: Batches, progress: Progress, seed: int = 0
-) -> tuple[Tensor, ...]:
+def taylor(grouping: Grouping, batches: Batches, progress: Progress, seed: int = 0) -> tuple[Tensor, ...]:
     """The squared change of the loss, to first order, when a channel's weights go: the mean over batches.
 
     Molchanov et al. 2019, arXiv:1906.10771. There are no labels, so the loss is that of answers drawn by the network's
     own probabilities: its squared gradient is the Fisher information.
     """
-    names = sorted({maker.layer for group in groups for maker in group.makers(module)})
-    weights = {f"{name}.weight": weight_of(module, name).requires_grad_() for name in names}
+    graph, groups = grouping.graph, grouping.groups
+    network = graph.network(copy=False)
+    layers = {maker.layer.weight: maker.layer for group in groups for maker in group.makers}
+    weights = {name: graph.tensors[name].detach().requires_grad_() for name in layers}
     totals = [torch.zeros(group.width) for group in groups]
     draws = torch.Generator().manual_seed(seed)
-    with evaluating(module), progress("score channels", len(batches)) as advance:
+    with progress("score channels", len(batches)) as advance:
         for images in batches:
-            logits = torch.func.functional_call(module, weights, (images.to(weights[f"{names[0]}.weight"]),))
+            logits = torch.func.functional_call(network, weights, (images.float().cpu(),))
             gradients = torch.autograd.grad(own_loss(logits, draws), list(weights.values()))
             changes = {
-                name: (weight.detach() * gradient).flatten(1).sum(1).float().cpu()
-                for name, weight, gradient in zip(names, weights.values(), gradients, strict=True)
+                name: filters(layers[name], weight.detach() * gradient).sum(1)
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
             for group, total in zip(groups, totals, strict=True):
-                total += _sum(group.makers(module), changes.__getitem__).square()
+                total += _sum(group.makers, partial(_change_of, changes)).square()
             advance(1)
     return tuple(total / len(batches) for total in totals)
+
+
+def _change_of(changes: Mapping[str, Tensor], maker: Member) -> Tensor:
+    return changes[maker.layer.weight]
 
 
 def own_loss(logits: Tensor, draws: torch.Generator) -> Tensor:
@@ -118,23 +121,16 @@ def own_loss(logits: Tensor, draws: torch.Generator) -> Tensor:
     return F.cross_entropy(logits.float(), classes.to(logits.device))
 
 
-def _is_scaling_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, _BatchNorm) and layer.affine
-
-
-def weight_of(module: nn.Module, layer: str) -> Tensor:
-    """The weight of the layer of that name, without its gradient."""
-    return module.get_parameter(f"{layer}.weight").detach()
-
-
-def _over_filters(module: nn.Module, group: Group, score: Callable[[Tensor], Tensor]) -> Tensor:
+def _over_filters(graph: Graph, group: Group, score: Callable[[Tensor], Tensor]) -> Tensor:
     """The sum of `score(filters)` ([out, weights of one] -> [out]) over all layers that make the group's channels."""
-    return _sum(group.makers(module), lambda layer: score(weight_of(module, layer).flatten(1).float().cpu()))
+    return _sum(
+        group.makers, lambda maker: score(filters(maker.layer, graph.tensors[maker.layer.weight].detach().float()))
+    )
 
 
-def _sum(members: Sequence[Member], score: Callable[[str], Tensor]) -> Tensor:
+def _sum(members: Sequence[Member], score: Callable[[Member], Tensor]) -> Tensor:
     """Of each channel of a group, the sum of the scores ([channels of a layer]) at all its positions: [width]."""
-    return torch.stack([score(member.layer)[member.positions].sum(1) for member in members]).sum(0)
+    return torch.stack([score(member)[member.positions].sum(1) for member in members]).sum(0)
 
 
 _BY_WEIGHTS: dict[str, ByWeights] = {"l1": l1, "l2": l2, "fpgm": fpgm, "bn_scale": bn_scale, "random": random}

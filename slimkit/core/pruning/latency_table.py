@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from slimkit.core.measure.layer_times import Runtime, TimedLayer, time_layers
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.groups import Side
+from slimkit.core.pruning.channels.groups import Side
 from slimkit.core.pruning.shapes import LayerShape, Shapes, Widths
 
 POINTS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # channels in a grid
@@ -44,7 +44,7 @@ class LatencyTable:
     ) -> None:
         """Time what is not in the cache yet. Raises ModelError where a layer can't be timed."""
         self._shapes = shapes
-        self._kinds = timed_layers(module, input_shape)
+        self._kinds = {n: layer for n, layer in timed_layers(module, input_shape).items() if n in shapes.layers}
         layers_of: dict[TimedLayer, list[str]] = defaultdict(list)
         for name, layer in self._kinds.items():
             layers_of[_kind(layer)].append(name)

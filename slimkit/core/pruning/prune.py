@@ -1,26 +1,54 @@
 """Pruning: find the groups, choose channels, cut them out, prove it, measure BatchNorm anew."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from slimkit.core.architecture import PruningRate
 from slimkit.core.data import Batches
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
-from slimkit.core.measure.macs import count_macs, count_network
+from slimkit.core.graph import Graph, capture
+from slimkit.core.graph.capture import unwrap
+from slimkit.core.measure.macs import count_network
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.allocation import MAX_RATE, Scope, allocate, channel_macs
-from slimkit.core.pruning.groups import Group, Grouping, find_groups, merge_cuts
+from slimkit.core.pruning.allocation import MAX_RATE, Scope, allocate
+from slimkit.core.pruning.channels.groups import Group, Grouping, find_groups
+from slimkit.core.pruning.cut.fit import fit_module
+from slimkit.core.pruning.cut.surgery import cut_channels
+from slimkit.core.pruning.cut.verify import verify_cut
 from slimkit.core.pruning.importance import score_groups
 from slimkit.core.pruning.recalibrate import recalibrate
-from slimkit.core.pruning.reconstruct import reconstruct as reconstruct_layers
-from slimkit.core.pruning.report import Extent, GroupCut, PrunedModule, PruneReport, PruneResult
-from slimkit.core.pruning.surgery import cut_layers
-from slimkit.core.pruning.verify import verify_cut
+from slimkit.core.pruning.reconstruct import reconstruct
+from slimkit.core.pruning.report import GroupCut, PrunedModule, PruneReport, PruneResult
+from slimkit.core.pruning.shapes import Shapes, graph_cost
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the channels that go are chosen."""
+
+    rate: float  # share of the channels
+    importance: str | None = None  # a name in `importance.IMPORTANCES`; None: `error` with images, `l1` without
+    scope: Scope = "local"  # see `allocation.allocate`, as for the next two
+    max_rate: float = MAX_RATE
+    round_to: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How a cut network is repaired."""
+
+    batches: Batches | None = None  # normalized images [n, channels, height, width]; None: it is not repaired
+    reconstruct: bool = True  # whether every layer is solved anew, and not BatchNorm's statistics alone
+    seed: int = 0  # of everything that is drawn
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)
@@ -34,10 +62,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """A cut network, the proof of the cut, and the images that it was repaired on (0: it was not)."""
+class Cut:
+    """A graph that was cut and repaired, the proof of the cut, and the images of the repair (0: there was none)."""
 
-    module: nn.Module
+    graph: Graph
     difference: float  # between the logits of the cut network and the masked original, relative; before the repair
     reconstructed_images: int
     recalibrated_images: int
@@ -57,21 +85,9 @@ def prune(
     progress: Progress = silent,
 ) -> PruneResult:
     """Cut the share `rate` of its channels out of `classifier`; see `prune_module`."""
-    shape = classifier.architecture.input_shape
-    plan = plan_rate(
-        classifier.module,
-        find_groups(classifier.module, shape),
-        shape,
-        rate=rate,
-        importance=importance,
-        scope=scope,
-        max_rate=max_rate,
-        round_to=round_to,
-        batches=batches,
-        seed=seed,
-        progress=progress,
-    )
-    return carry_out(classifier, plan, batches=batches, reconstruct=reconstruct, seed=seed, progress=progress)
+    repair = Repair(batches, reconstruct, seed, progress)
+    plan = plan_rate(group_classifier(classifier), Choice(rate, importance, scope, max_rate, round_to), repair)
+    return carry_out(classifier, plan, repair)
 
 
 def prune_module(
@@ -97,152 +113,101 @@ def prune_module(
     reconstruct: whether that repair solves every layer anew (`reconstruct.py`), and not BatchNorm's statistics alone.
     seed: of everything that is drawn: positions that are sampled, answers for `taylor`, scores for `random`.
 
-    Raises UsageError for a rate that can't be used, ModelError for a network that can't be traced or has nothing to
+    The result has the tensors of `module` under their names, and its mode, dtype and device.
+    Raises UsageError for a rate that can't be used, ModelError for a network that can't be captured or has nothing to
     cut, MissedError where the cut network does not compute what the masked original does.
     """
-    grouping = find_groups(module, input_shape)
-    plan = plan_rate(
-        module,
-        grouping,
-        input_shape,
-        rate=rate,
-        importance=importance,
-        scope=scope,
-        max_rate=max_rate,
-        round_to=round_to,
-        batches=batches,
-        seed=seed,
-        progress=progress,
-    )
-    return carry_out_on_module(
-        module, input_shape, plan, batches=batches, reconstruct=reconstruct, seed=seed, progress=progress
-    )
-
-
-def plan_rate(
-    module: nn.Module,
-    grouping: Grouping,
-    input_shape: Sequence[int],
-    *,
-    rate: float,
-    importance: str | None = None,
-    scope: Scope = "local",
-    max_rate: float = MAX_RATE,
-    round_to: Sequence[int] | None = None,
-    batches: Batches | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Plan:
-    """Choose the share `rate` of the channels; the arguments are those of `prune_module`, and so is what it raises."""
     check_rate(rate)
-    importance = importance or ("error" if batches is not None else "l1")
-    scores = score_groups(module, grouping.groups, importance, batches, progress, seed=seed)
+    repair = Repair(batches, reconstruct, seed, progress)
+    grouping = find_groups(capture(module, input_shape))
+    plan = plan_rate(grouping, Choice(rate, importance, scope, max_rate, round_to), repair)
+    cut = cut_and_repair(grouping, plan.chosen, repair)
+    return PrunedModule(_as_it_was(cut.graph.network(), module), report_of(plan, cut))
+
+
+def _as_it_was(network: nn.Module, module: nn.Module) -> nn.Module:
+    """The network, with the modes, the dtype and the device of the one that it was captured of."""
+    modes = {name: part.training for name, part in unwrap(module).named_modules()}
+    for name, part in network.named_modules():
+        part.training = modes.get(name, module.training)
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    return network.to(like.device, like.dtype)
+
+
+def group_classifier(classifier: Classifier) -> Grouping:
+    """The groups of a classifier, whose code gives sizes that stay."""
+    graph = capture(classifier.module, classifier.architecture.input_shape)
+    return find_groups(graph, fixed_arguments=True)
+
+
+def plan_rate(grouping: Grouping, choice: Choice, repair: Repair) -> Plan:
+    """Choose channels. Raises as `prune_module` does."""
+    check_rate(choice.rate)
+    importance = choice.importance or ("error" if repair.batches is not None else "l1")
+    scores = score_groups(grouping, importance, repair.batches, repair.progress, seed=repair.seed)
     chosen = allocate(
-        module,
         grouping.groups,
         scores,
-        rate,
-        scope=scope,
-        max_rate=max_rate,
-        round_to=round_to,
-        costs=channel_macs(module, grouping.groups, input_shape) if importance == "error" else None,
+        choice.rate,
+        scope=choice.scope,
+        max_rate=choice.max_rate,
+        round_to=choice.round_to,
+        costs=Shapes(grouping, grouping.graph.input_shape).channel_macs() if importance == "error" else None,
     )
-    _require_channels(module, grouping, chosen, rate)
-    return Plan(grouping, chosen, asked=rate, step=f"prune ({importance}, rate {rate:g})")
+    _require_channels(grouping, chosen, choice.rate)
+    return Plan(grouping, chosen, asked=choice.rate, step=f"prune ({importance}, rate {choice.rate:g})")
 
 
-def carry_out(
-    classifier: Classifier,
-    plan: Plan,
-    *,
-    batches: Batches | None = None,
-    reconstruct: bool = True,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> PruneResult:
+def carry_out(classifier: Classifier, plan: Plan, repair: Repair) -> PruneResult:
     """Cut what `plan` says out of a classifier, prove it, repair it, and record it in the architecture."""
     architecture = classifier.architecture
     shape = architecture.input_shape
-    pruned = carry_out_on_module(
-        classifier.module, shape, plan, batches=batches, reconstruct=reconstruct, seed=seed, progress=progress
-    )
+    cut = cut_and_repair(plan.grouping, plan.chosen, repair)
+    report = report_of(plan, cut)
     earlier = architecture.pruning_rate
-    module = pruned.module.eval()
+    module = fit_module(classifier.module, cut.graph).eval()
     widths = {layer.name: layer.width_before or layer.out_channels or 0 for layer in architecture.layers}
     made = dataclasses.replace(
         architecture,
         layers=describe_layers(module, shape, widths),
         count=count_network(module, shape),
         pruning_rate=PruningRate(
-            asked=_together(earlier.asked, plan.asked), reached=_together(earlier.reached, pruned.report.reached)
+            asked=_together(earlier.asked, plan.asked), reached=_together(earlier.reached, report.reached)
         ),
         compression_steps=(*architecture.compression_steps, plan.step),
     )
-    return PruneResult(Classifier(module, made), pruned.report)
-
-
-def carry_out_on_module(
-    module: nn.Module,
-    input_shape: Sequence[int],
-    plan: Plan,
-    *,
-    batches: Batches | None = None,
-    reconstruct: bool = True,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> PrunedModule:
-    """Cut what `plan` says out of a network, prove it and repair it on `batches`; `module` itself stays as it is."""
-    repaired = cut_and_repair(
-        module,
-        plan.grouping,
-        plan.chosen,
-        input_shape=input_shape,
-        batches=batches,
-        reconstruct=reconstruct,
-        seed=seed,
-        progress=progress,
-    )
-    before, after = _extents(module, repaired.module, input_shape)
-    pairs = zip(plan.grouping.groups, plan.chosen, strict=True)
-    report = PruneReport(
-        asked=plan.asked,
-        before=before,
-        after=after,
-        groups=tuple(_summary(module, group, lost) for group, lost in pairs),
-        whole=plan.grouping.whole,
-        difference=repaired.difference,
-        reconstructed_images=repaired.reconstructed_images,
-        recalibrated_images=repaired.recalibrated_images,
-    )
-    return PrunedModule(repaired.module, report)
+    return PruneResult(Classifier(module, made), report)
 
 
 def cut_and_repair(
-    module: nn.Module,
-    grouping: Grouping,
-    chosen: Sequence[Tensor],
-    *,
-    input_shape: Sequence[int],
-    batches: Batches | None = None,
-    reconstruct: bool = True,
-    only: Container[str] | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Repaired:
-    """Cut the channels `chosen[i]` (int64) out of group i, prove it on random input, and repair the rest on `batches`.
+    grouping: Grouping, chosen: Sequence[Tensor], repair: Repair, *, only: Container[str] | None = None
+) -> Cut:
+    """Cut the channels `chosen[i]` (int64) out of group i, prove it on random input, and repair the rest.
 
     only: the layers that are reconstructed, where it is not all of them.
     Raises MissedError where the cut network does not compute what the masked original does.
     """
-    cuts = merge_cuts(grouping.groups, chosen)
-    cut = cut_layers(module, cuts)
-    difference = verify_cut(module, cut, cuts, input_shape)
-    solved = recalibrated = 0
-    if batches is not None:
-        if reconstruct:
-            solved = reconstruct_layers(module, cut, cuts, batches, only=only, seed=seed, progress=progress)
-        recalibrated = recalibrate(cut, batches, keep_answers=reconstruct, progress=progress)
-    return Repaired(cut, difference, solved, recalibrated)
+    cut = cut_channels(grouping, chosen)
+    difference = verify_cut(grouping, chosen, cut)
+    if repair.batches is None:
+        return Cut(cut, difference, 0, 0)
+    network = cut.network()
+    solved, progress = 0, repair.progress
+    if repair.reconstruct:
+        kept = kept_outputs(grouping, chosen)
+        solved = reconstruct(
+            grouping.graph, network, kept, repair.batches, only=only, seed=repair.seed, progress=progress
+        )
+    recalibrated = recalibrate(network, repair.batches, keep_answers=repair.reconstruct, progress=progress)
+    repaired = dataclasses.replace(cut, tensors={name: network.tensor(name) for name in cut.tensors})
+    return Cut(repaired, difference, solved, recalibrated)
+
+
+def kept_outputs(grouping: Grouping, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The outputs that are left (int64) of each layer that loses some, by its path."""
+    left = ~grouping.gone(chosen)
+    masks = {layer.name: left[layer.outputs] for layer in grouping.trace.layers.values()}
+    return {name: mask.nonzero().flatten() for name, mask in masks.items() if not mask.all()}
 
 
 def check_rate(rate: float) -> None:
@@ -251,10 +216,15 @@ def check_rate(rate: float) -> None:
         raise UsageError(f"The pruning rate {rate:g} is not 0 < rate < 1.", "Give a share such as 0.3.")
 
 
-def _require_channels(module: nn.Module, grouping: Grouping, chosen: Sequence[Tensor], rate: float) -> None:
+def require_groups(grouping: Grouping) -> None:
+    """Raise ModelError where there is nothing that could be cut."""
     if not grouping.groups:
-        layer, reason = next(iter(grouping.whole.items()), (type(module).__name__, "it has no layers of channels"))
+        layer, reason = next(iter(grouping.whole.items()), ("The network", "it has no layers of channels"))
         raise ModelError(f"Nothing can be cut out of this network. {layer}: {reason}.", "Prune another network.")
+
+
+def _require_channels(grouping: Grouping, chosen: Sequence[Tensor], rate: float) -> None:
+    require_groups(grouping)
     if not any(len(lost) for lost in chosen):
         widest = max(group.width for group in grouping.groups)
         raise UsageError(
@@ -263,34 +233,29 @@ def _require_channels(module: nn.Module, grouping: Grouping, chosen: Sequence[Te
         )
 
 
-def _summary(module: nn.Module, group: Group, lost: Tensor) -> GroupCut:
-    return GroupCut(tuple(maker.layer for maker in group.makers(module)), group.width, group.width - len(lost))
-
-
-def _extents(module: nn.Module, cut: nn.Module, input_shape: Sequence[int]) -> tuple[Extent, Extent]:
-    """The sizes of a network and of what was cut out of it, for images of `input_shape`."""
-    macs = count_macs(module, input_shape)
-    # a layer is called as often and gives as many pixels as before, so its MACs go with its weights
-    cut_macs = sum(n * _count_weights(cut, name) // _count_weights(module, name) for name, n in macs.items())
-    whole, in_layers = count_network(module, input_shape).macs, sum(macs.values())
-    if whole != in_layers:  # products of no layer, as in attention
-        cut_macs = count_network(cut, input_shape).macs
-    return _extent(module, whole), _extent(cut, cut_macs)
-
-
-def _count_weights(module: nn.Module, layer: str) -> int:
-    """How many weights the layer of that name has, be they computed or its own."""
-    weight = module.get_submodule(layer).weight
-    assert isinstance(weight, Tensor)  # as all layers have that are counted
-    return weight.numel()
-
-
-def _extent(module: nn.Module, macs: int) -> Extent:
-    return Extent(
-        macs=macs,
-        parameters=sum(p.numel() for p in module.parameters()),
-        bytes=sum(t.numel() * t.element_size() for t in module.state_dict().values()),
+def report_of(plan: Plan, cut: Cut) -> PruneReport:
+    """What was asked for, what was done, and the proof of it."""
+    graph = plan.grouping.graph
+    pairs = zip(plan.grouping.groups, plan.chosen, strict=True)
+    return PruneReport(
+        asked=plan.asked,
+        before=graph_cost(graph, graph.input_shape),
+        after=graph_cost(cut.graph, graph.input_shape),
+        groups=tuple(_summary(group, lost) for group, lost in pairs),
+        whole=plan.grouping.whole | dict.fromkeys(_unreached(graph), "inference does not reach it"),
+        difference=cut.difference,
+        reconstructed_images=cut.reconstructed_images,
+        recalibrated_images=cut.recalibrated_images,
     )
+
+
+def _summary(group: Group, lost: Tensor) -> GroupCut:
+    return GroupCut(tuple(maker.layer.name for maker in group.makers), group.width, group.width - len(lost))
+
+
+def _unreached(graph: Graph) -> list[str]:
+    """The layers whose weights inference does not reach."""
+    return [name.removesuffix(".weight") for name in graph.unused if name.endswith(".weight")]
 
 
 def _together(earlier: float, now: float) -> float:

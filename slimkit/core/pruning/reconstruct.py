@@ -7,31 +7,33 @@ Pruning, arXiv:1707.06168, solve a layer that way; here all of them, in turn). I
 gradients and no training.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node, symbolic_trace
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimkit.core.data import Batches
-from slimkit.core.measure.modes import evaluating
-from slimkit.core.models.flow import Flow
+from slimkit.core.graph import Graph
+from slimkit.core.graph.lockstep import GraphRunner, Lockstep
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.groups import Cut
 from slimkit.core.pruning.least_squares import Equations
 from slimkit.core.pruning.recalibrate import Pool, has_statistics
 from slimkit.core.pruning.rows import (
     Sampler,
     SolvableLayer,
     input_rows,
-    is_solvable,
     output_rows,
     set_weight_matrix,
+    solvable_layers,
     weight_matrix,
 )
 from slimkit.core.pruning.targets import Tail, Targets, tail_of
+from slimkit.standalone.graph import GraphNetwork
+from slimkit.standalone.layers import layer_path
 
 ROWS = 32768  # output positions that a layer is solved on, where there are as many
 RIDGE = 1e-3  # see least_squares.py
@@ -39,9 +41,9 @@ CLIPPED_PASSES = 4  # solutions in which what is clipped counts as right; the fi
 
 
 def reconstruct(
-    original: nn.Module,
-    cut: nn.Module,
-    cuts: Mapping[str, Cut],
+    original: Graph,
+    cut: GraphNetwork,
+    kept: Mapping[str, Tensor],
     batches: Batches,
     *,
     only: Container[str] | None = None,
@@ -50,35 +52,35 @@ def reconstruct(
 ) -> int:
     """Solve every convolution and linear layer of `cut` anew, in place; gives the number of images that were used.
 
-    cut: what `cut_layers(original, cuts)` gave. batches: normalized images [n, channels, height, width].
+    cut: the network of `original` without some channels. kept: the outputs that are left (int64) of each layer that
+        lost some, by its path. batches: normalized images [n, channels, height, width].
     only: the names of the layers to be solved, where it is not all of them. seed: of the positions that are sampled.
     A layer that is called more than once keeps its weights. A BatchNorm that follows no layer that is solved gets the
     means and variances of its inputs changed as they changed by the cut. Memory is bounded whatever the layer
-    (`flow.MEMORY_LIMIT`, `least_squares.MAX_UNKNOWNS`): what doesn't fit is solved on fewer images.
+    (`lockstep.MEMORY_LIMIT`, `least_squares.MAX_UNKNOWNS`): what doesn't fit is solved on fewer images.
     """
-    with evaluating(original), evaluating(cut), torch.no_grad():
-        layers = {
-            name: layer for name, layer in cut.named_modules() if is_solvable(layer) and (only is None or name in only)
-        }
-        flow = Flow(symbolic_trace(original), symbolic_trace(cut), batches, layers)
-        calls = Counter(node.target for node in flow.changed.nodes)
-        norms = {name: norm for name, norm in cut.named_modules() if has_statistics(norm) and calls[name] == 1}
-        solved: set[_BatchNorm | None] = set()  # the norms of layers that are solved, as far as they are
-        with progress("reconstruct", len(layers)) as advance:
-            for position, node in enumerate(flow.changed.nodes):
-                flow.seek(position)
-                name = str(node.target)
-                if name in norms and norms[name] not in solved:
-                    _follow(flow, position, norms[name], _kept_outputs(original, name, cuts))
-                flow.step_original(position)
-                if name in layers and calls[name] == 1:
-                    tail = tail_of(flow.original.nodes[position], cut, norms)
-                    problem = _Problem(flow, position, layers[name], _kept_outputs(original, name, cuts), tail, seed)
-                    _store(layers[name], tail.norm, *problem.solve())
-                    solved.add(tail.norm)
-                    advance(1)
-                flow.step_changed(position)
-        return flow.images
+    paths = [layer_path(node.to_json()) for node in original.nodes]
+    calls = Counter(paths)
+    layers = {p: layer for p, layer in solvable_layers(cut).items() if calls[p] == 1 and (only is None or p in only)}
+    norms = {p: n for p, n in cut.named_modules() if has_statistics(n) and calls[p] == 1}
+    norms_by_node = {node.name: norms[p] for node, p in zip(original.nodes, paths, strict=True) if p in norms}
+    solved: set[_BatchNorm | None] = set()  # the norms of layers that are solved, as far as they are
+    with torch.no_grad(), progress("reconstruct", len(layers)) as advance:
+        runners = GraphRunner(original.network(copy=False)), GraphRunner(cut)
+        flow = Lockstep(*runners, batches, {i for i, path in enumerate(paths) if path in layers})
+        for position, (node, path) in enumerate(zip(original.nodes, paths, strict=True)):
+            flow.seek(position)
+            if path in norms and norms[path] not in solved:
+                _follow(flow, node.inputs[0], norms[path], kept.get(str(path)))
+            flow.step_original(position)
+            if path in layers:
+                tail = tail_of(node, original, norms_by_node)
+                problem = _Problem(flow, node.name, node.inputs[0], layers[path], kept.get(path), tail, seed)
+                _store(layers[path], tail.norm, *problem.solve())
+                solved.add(tail.norm)
+                advance(1)
+            flow.step_changed(position)
+    return flow.images
 
 
 def _store(layer: SolvableLayer, norm: _BatchNorm | None, solution: Tensor, constant: Tensor) -> None:
@@ -90,13 +92,12 @@ def _store(layer: SolvableLayer, norm: _BatchNorm | None, solution: Tensor, cons
         norm.get_buffer("running_mean").sub_(constant.flatten())
 
 
-def _follow(flow: Flow, position: int, norm: _BatchNorm, kept: Tensor) -> None:
-    """Change a norm's statistics as those of its inputs have changed."""
+def _follow(flow: Lockstep, source: str, norm: _BatchNorm, kept: Tensor | None) -> None:
+    """Change a norm's statistics as those of its inputs, the values of `source`, have changed."""
     before, after = Pool(), Pool()
-    source, changed = (nodes.nodes[position].all_input_nodes[0] for nodes in (flow.original, flow.changed))
     for batch in flow.held:
-        before.add(batch.original[source].index_select(1, kept))
-        after.add(batch.changed[changed])
+        before.add(_of(kept, batch.original[source], 1))
+        after.add(batch.changed[source])
     if after.count < 2:  # no variance
         return
     (old_mean, old_variance), (mean, variance) = before.statistics(), after.statistics()
@@ -105,13 +106,26 @@ def _follow(flow: Flow, position: int, norm: _BatchNorm, kept: Tensor) -> None:
     running_variance.mul_(((variance + norm.eps) / (old_variance + norm.eps)).to(running_variance))
 
 
-class _Problem:
-    """One layer to be solved: the one at node `position`, with the channels `kept` (int64) of the original's."""
+def _of(kept: Tensor | None, values: Tensor, dim: int) -> Tensor:
+    return values if kept is None else values.index_select(dim, kept)
 
-    def __init__(self, flow: Flow, position: int, layer: SolvableLayer, kept: Tensor, tail: Tail, seed: int) -> None:
+
+class _Problem:
+    """One layer to be solved: that of the node `name`, with the channels `kept` (int64) of the original's."""
+
+    def __init__(
+        self,
+        flow: Lockstep,
+        name: str,
+        source: str,
+        layer: SolvableLayer,
+        kept: Tensor | None,
+        tail: Tail,
+        seed: int,
+    ) -> None:
         self._seed, self._flow, self._layer, self._kept = seed, flow, layer, kept
-        self._node, self._source = flow.original.nodes[position], flow.changed.nodes[position].all_input_nodes[0]
-        self._other = _known_summand(flow, tail, self._node)
+        self._node, self._source = name, source
+        self._other = tail.other if _is_known(flow, tail.other, name) else None
         self._matrix = weight_matrix(layer)
         self._targets = Targets(tail, layer.weight, groups=len(self._matrix))
         self._equations = Equations(self._matrix.shape[1], offset=layer.bias is not None or tail.norm is not None)
@@ -143,30 +157,15 @@ class _Problem:
             inputs = input_rows(self._layer, batch.changed[self._source], positions)
             others = None
             if self._other:
-                before, after = self._of_kept(batch.original[self._other[0]]), batch.changed[self._other[1]]
+                before, after = self._of_kept(batch.original[self._other]), batch.changed[self._other]
                 others = (output_rows(self._layer, before, positions), output_rows(self._layer, after, positions))
             yield inputs, output_rows(self._layer, outputs, positions), others
 
     def _of_kept(self, outputs: Tensor) -> Tensor:
-        return outputs.index_select(-1 if isinstance(self._layer, nn.Linear) else 1, self._kept)
+        return _of(self._kept, outputs, -1 if isinstance(self._layer, nn.Linear) else 1)
 
 
-def _known_summand(flow: Flow, tail: Tail, like: Node) -> tuple[Node, Node] | None:
-    """What the output is added to, in the original and the changed network, if both have computed it by now.
-
-    It has the shape of what the node `like` gives, or it is left out.
-    """
+def _is_known(flow: Lockstep, other: str | None, like: str) -> bool:
+    """Whether what an output is added to is computed by now, and has the shape of the value of `like`."""
     known = flow.held[0].original
-    if tail.other is None or getattr(known.get(tail.other), "shape", None) != known[like].shape:
-        return None
-    return tail.other, flow.changed.nodes[flow.original.nodes.index(tail.other)]
-
-
-def _kept_outputs(original: nn.Module, name: str, cuts: Mapping[str, Cut]) -> Tensor:
-    """The outputs that the layer of that name keeps: int64."""
-    layer = original.get_submodule(name)
-    values = layer.get_buffer("running_mean") if has_statistics(layer) else layer.get_parameter("weight")
-    kept = torch.ones(len(values), dtype=torch.bool)
-    if name in cuts:
-        kept[cuts[name].outputs] = False
-    return kept.nonzero().flatten().to(values.device)
+    return other in known and other in flow.held[0].changed and known[other].shape == known[like].shape

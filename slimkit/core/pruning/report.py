@@ -9,15 +9,7 @@ from torch import nn
 
 from slimkit.core.folder import Classifier
 from slimkit.core.pruning.budgets import Budget
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How large a network is."""
-
-    macs: int  # multiply-adds for one image
-    parameters: int
-    bytes: int  # of its state dict
+from slimkit.core.pruning.shapes import Cost
 
 
 @dataclass(frozen=True)
@@ -34,8 +26,8 @@ class PruneReport:
     """What was asked for, what was done, and the proof of it."""
 
     asked: float  # share of the channels that was to go
-    before: Extent
-    after: Extent
+    before: Cost
+    after: Cost
     groups: tuple[GroupCut, ...]
     whole: dict[str, str]  # each layer that keeps all its channels, or some by force: why
     difference: float  # between the logits of the cut network and the masked original, relative; before the repair

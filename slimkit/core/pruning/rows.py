@@ -6,15 +6,12 @@ d the number of weights that make one output value, o the number of outputs of a
 
 import math
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimkit.core.pruning.network import computes_weight
-from slimkit.core.pruning.trace import CONVOLUTIONS, Convolution
-
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 SolvableLayer = Convolution | nn.Linear
 
 
@@ -39,7 +36,7 @@ def input_rows(layer: SolvableLayer, inputs: Tensor, positions: Sequence[Tensor]
     """What the weight is multiplied by, at the positions: float32 [g, n, d]."""
     if isinstance(layer, nn.Linear):
         return inputs.float().flatten(0, -2)[None]
-    windows = F.pad(inputs, layer._reversed_padding_repeated_twice, _pad_mode(layer))
+    windows = F.pad(inputs, layer._reversed_padding_repeated_twice)
     for dim, (size, stride, step) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
         windows = windows.unfold(dim, step * (size - 1) + 1, stride)[..., ::step]  # a view: nothing is copied yet
     sampled = windows[_at(positions)].float()  # [batch, channels, positions, *kernel]
@@ -73,10 +70,6 @@ def _at(positions: Sequence[Tensor]) -> tuple[slice | Tensor, ...]:
     return slice(None), slice(None), *positions
 
 
-def _pad_mode(layer: Convolution) -> str:
-    return "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-
-
-def is_solvable(layer: nn.Module) -> TypeGuard[SolvableLayer]:
-    """Whether a layer is a convolution or a linear layer with a weight of its own."""
-    return isinstance(layer, (*CONVOLUTIONS, nn.Linear)) and not computes_weight(layer)
+def solvable_layers(network: nn.Module) -> dict[str, SolvableLayer]:
+    """The convolutions and linear layers of a graph's network, by their paths."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, SolvableLayer)}

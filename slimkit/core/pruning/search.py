@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from slimkit.core.data import Batches, CalibrationBatches, Images, ImageSet, label_map
-from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
-from slimkit.core.pruning.allocation import Scope, allocate, channel_macs, least_important
+from slimkit.core.pruning.allocation import Scope, allocate, least_important
 from slimkit.core.pruning.budgets import (
     MOST,
     Budget,
@@ -29,16 +29,17 @@ from slimkit.core.pruning.budgets import (
     missed,
     spend_rest,
 )
-from slimkit.core.pruning.groups import Grouping, find_groups, merge_cuts
+from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.cut.fit import fit_module
+from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.importance import score_groups
 from slimkit.core.pruning.latency_table import LatencyTable
 from slimkit.core.pruning.narrowing import narrow_down, score_lost
-from slimkit.core.pruning.prune import Plan, carry_out
+from slimkit.core.pruning.prune import Plan, Repair, carry_out, group_classifier, require_groups
 from slimkit.core.pruning.report import Pruned
 from slimkit.core.pruning.rounding import steps_of
 from slimkit.core.pruning.sensitivity import accuracy_lost, read_sensitivity
 from slimkit.core.pruning.shapes import Cost, Shapes, Widths
-from slimkit.core.pruning.surgery import cut_layers
 from slimkit.core.pruning.timing import time_network
 
 SEARCH_RUNS, FINAL_RUNS = 100, 100  # timed runs of a network
@@ -60,10 +61,8 @@ class Search:
     @cached_property
     def grouping(self) -> Grouping:
         """What can be cut. Raises ModelError where that is nothing."""
-        grouping = find_groups(self.classifier.module, self.input_shape)
-        if not grouping.groups:
-            layer, reason = next(iter(grouping.whole.items()), ("The network", "it has no layers of channels"))
-            raise ModelError(f"Nothing can be cut out of this network. {layer}: {reason}.", "Prune another network.")
+        grouping = group_classifier(self.classifier)
+        require_groups(grouping)
         return grouping
 
     @property
@@ -74,7 +73,7 @@ class Search:
     @cached_property
     def shapes(self) -> Shapes:
         """The costs of all widths."""
-        return Shapes(self.classifier.module, self.grouping.groups, self.input_shape)
+        return Shapes(self.grouping, self.input_shape)
 
     @property
     def whole(self) -> Cost:
@@ -97,8 +96,7 @@ class Search:
         """Of the channels of each group."""
         options = self.options
         return score_groups(
-            self.classifier.module,
-            self.grouping.groups,
+            self.grouping,
             options.importance,
             self.batches,
             self.progress,
@@ -124,7 +122,6 @@ class Search:
             return self._narrowed(self._macs_path[int(severity / MOST * (len(self._macs_path) - 1))])
         by_error = self.options.importance == "error"
         return allocate(
-            self.classifier.module,
             self.grouping.groups,
             self.scores,
             severity,
@@ -202,7 +199,7 @@ class Search:
         """Predictions for the target on this CPU."""
         options = self.options
         return LatencyTable(
-            self.classifier.module,
+            self.grouping.graph.network(copy=False),
             self.shapes,
             self.input_shape,
             options.target,
@@ -221,12 +218,12 @@ class Search:
 
     @cached_property
     def _channel_macs(self) -> tuple[float, ...]:
-        return channel_macs(self.classifier.module, self.grouping.groups, self.input_shape)
+        return self.shapes.channel_macs()
 
     def _loss(self) -> Callable[[int, int], float]:
         """What is lost by the time that a group has so many channels: accuracy where it was measured, or scores."""
         if self.options.use_sensitivity is not None:
-            names = [group.makers(self.classifier.module)[0].layer for group in self.grouping.groups]
+            names = [group.name for group in self.grouping.groups]
             return accuracy_lost(read_sensitivity(self.options.use_sensitivity), names, self.shapes.full)
         return score_lost(self.scores, one_unit=self.options.importance == "error")
 
@@ -255,14 +252,8 @@ class Search:
         options = self.options
         asked = budget.amount if budget.kind == "rate" else lost / sum(self.shapes.full)
         plan = Plan(self.grouping, chosen, asked, step=f"prune ({options.importance}, {budget})")
-        result = carry_out(
-            self.classifier,
-            plan,
-            batches=self.batches,
-            reconstruct=options.reconstruct,
-            seed=options.seed,
-            progress=self.progress,
-        )
+        repair = Repair(self.batches, options.reconstruct, options.seed, self.progress)
+        result = carry_out(self.classifier, plan, repair)
         architecture = result.classifier.architecture
         detail = {"stage": "prune", "budget": str(budget), "reached": result.report.reached}
         detail |= dataclasses.asdict(result.report)
@@ -290,6 +281,6 @@ class Search:
     def _cut(self, widths: Sequence[int]) -> Classifier:
         """A network of these widths, for its time alone: neither proven nor repaired."""
         architecture = self.classifier.architecture
-        module = cut_layers(self.classifier.module, merge_cuts(self.grouping.groups, self._narrowed(widths)))
+        module = fit_module(self.classifier.module, cut_channels(self.grouping, self._narrowed(widths)))
         layers = describe_layers(module, self.input_shape)
         return Classifier(module, dataclasses.replace(architecture, layers=layers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -11,14 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from slimkit.core.data import Batches
 from slimkit.core.errors import UsageError
-from slimkit.core.progress import Progress, silent
+from slimkit.core.graph import Graph
+from slimkit.core.progress import silent
 from slimkit.core.pruning.allocation import least_important
-from slimkit.core.pruning.groups import Grouping
-from slimkit.core.pruning.prune import cut_and_repair
+from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.prune import Repair, cut_and_repair
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.pruning.shapes import Shapes, Widths
 from slimkit.core.typed import FieldError, parse_dataclass
@@ -66,56 +65,46 @@ class Sensitivity:
 
 
 def measure_groups(
-    module: nn.Module,
     grouping: Grouping,
     scores: Sequence[Tensor],
     shapes: Shapes,
     *,
     ms: Callable[[Widths], float],
-    accuracy: Callable[[nn.Module], float],
-    batches: Batches,
-    input_shape: Sequence[int],
-    reconstruct: bool,
+    accuracy: Callable[[Graph], float],
+    repair: Repair,
     rates: Sequence[float] = RATES,
-    seed: int = 0,
-    progress: Progress = silent,
 ) -> tuple[GroupSensitivity, ...]:
-    """Cut each group alone at each rate, repair it on `batches`, and take the accuracy.
+    """Cut each group alone at each rate, repair it, and take the accuracy.
 
     scores: of each group's channels, float [width]; ms: predicted for widths of the groups; accuracy: top-1 %.
-    reconstruct: whether the layers that read the group are solved anew; where not, BatchNorm alone is measured anew, in
-        the uncut network too, so that what the images of the repair make of it is not laid to the groups.
+    repair: on images; the layers that read the group are solved anew, or BatchNorm alone is measured anew, in the uncut
+        network too then, so that what the images of the repair make of it is not laid to the groups.
     """
+    assert repair.batches is not None
     found = []
-    uncut = module
-    if not reconstruct:
-        uncut = copy.deepcopy(module)
-        recalibrate(uncut, batches)
+    uncut = grouping.graph
+    if not repair.reconstruct:
+        network = uncut.network()
+        recalibrate(network, repair.batches)
+        uncut = dataclasses.replace(uncut, tensors={name: network.tensor(name) for name in uncut.tensors})
     whole, whole_ms, whole_accuracy = shapes.cost(shapes.full), ms(shapes.full), accuracy(uncut)
-    with progress("sensitivity", len(grouping.groups) * len(rates)) as advance:
+    silently = dataclasses.replace(repair, progress=silent)
+    with repair.progress("sensitivity", len(grouping.groups) * len(rates)) as advance:
         for index, group in enumerate(grouping.groups):
             for rate in rates:
                 lost = least_important(scores[index], min(int(rate * group.width + 0.5), group.width - 1))
                 chosen = [lost if i == index else lost[:0] for i in range(len(grouping.groups))]
-                cut = cut_and_repair(
-                    module,
-                    grouping,
-                    chosen,
-                    input_shape=input_shape,
-                    batches=batches,
-                    reconstruct=reconstruct,
-                    only={member.layer for member in group.members if member.side == "inputs"},
-                    seed=seed,
-                )
+                readers = {member.layer.name for member in group.readers}
+                cut = cut_and_repair(grouping, chosen, silently, only=readers)
                 widths = tuple(w - len(c) for w, c in zip(shapes.full, chosen, strict=True))
                 cost = shapes.cost(widths)
                 found.append(
                     GroupSensitivity(
-                        layers=tuple(maker.layer for maker in group.makers(module)),
+                        layers=tuple(maker.layer.name for maker in group.makers),
                         rate=rate,
                         width_before=group.width,
                         width=widths[index],
-                        accuracy_lost=whole_accuracy - accuracy(cut.module),
+                        accuracy_lost=whole_accuracy - accuracy(cut.graph),
                         ms_saved=whole_ms - ms(widths),
                         macs_saved=whole.macs - cost.macs,
                         bytes_saved=whole.bytes - cost.bytes,

@@ -7,18 +7,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from slimkit.core.measure.macs import COUNTED, count_macs, count_network
-from slimkit.core.pruning.groups import Group, Place, Side
-from slimkit.core.pruning.trace import CONVOLUTIONS
+from slimkit.core.graph import Graph
+from slimkit.core.graph.shapes import value_shapes
+from slimkit.core.measure.macs import count_network
+from slimkit.core.pruning.channels.groups import Grouping, Side
+from slimkit.core.pruning.channels.trace import ChannelLayer, Place
 
 Widths = tuple[int, ...]  # of each group
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The channels of a convolution or linear layer."""
+    """The channels of a layer."""
 
     inputs: int
     outputs: int
@@ -32,72 +34,96 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """How large a network is; the terms are those of `Extent`."""
+    """How large a network is."""
 
-    macs: int
+    macs: int  # multiply-adds for one image
     parameters: int
-    bytes: int
+    bytes: int  # of its state dict
 
 
 class Shapes:
     """The layers of a network as functions of the widths of its groups."""
 
-    def __init__(self, module: nn.Module, groups: Sequence[Group], input_shape: Sequence[int]) -> None:
-        self.full: Widths = tuple(group.width for group in groups)
-        self.layers: dict[str, LayerShape] = {}  # of the uncut network, in execution order
-        self._module = module
-        self._macs = count_macs(module, input_shape)
-        self._sides: dict[Place, list[tuple[int, int]]] = defaultdict(list)  # (group, channels for one of it)
-        for index, group in enumerate(groups):
+    def __init__(self, grouping: Grouping, input_shape: Sequence[int]) -> None:
+        self.full: Widths = tuple(group.width for group in grouping.groups)
+        weighted = [layer for layer in grouping.trace.layers.values() if layer.kind == "weighted"]
+        self.layers = {layer.name: _shape_of(layer) for layer in weighted}  # uncut, in execution order
+        self.macs = layer_macs(grouping.graph, weighted, input_shape)  # of each layer, uncut
+        self._tensors = grouping.graph.tensors
+        self._sides: dict[tuple[str, Side], list[tuple[int, int]]] = defaultdict(
+            list
+        )  # (group, channels for one of it)
+        self._places: dict[Place, list[tuple[int, int]]] = defaultdict(list)  # the same for dimensions of tensors
+        for index, group in enumerate(grouping.groups):
             for member in group.members:
-                self._sides[member.layer, member.side].append((index, member.positions.shape[1]))
-        for name in self._macs:
-            self.layers[name] = _shape_of(module.get_submodule(name))
-        self._whole = Cost(
-            macs=count_network(module, input_shape).macs,
-            parameters=sum(p.numel() for p in module.parameters()),
-            bytes=sum(t.numel() * t.element_size() for t in module.state_dict().values()),
-        )
+                self._sides[member.layer.name, member.side].append((index, member.positions.shape[1]))
+            for place, each in group.tensors.items():
+                self._places[place].append((index, each))
+        self._whole = graph_cost(grouping.graph, input_shape)
 
     def groups_of(self, layer: str, *sides: Side) -> set[int]:
         """The groups whose channels are on these sides of a layer."""
         return {index for side in sides for index, _ in self._sides.get((layer, side), ())}
 
     def at(self, layer: str, widths: Widths) -> LayerShape:
-        """The shape of a convolution or linear layer at these widths, by the rule of `surgery.py`."""
+        """The shape of a layer at these widths: of a grouped one either groups go, or the same channels of each."""
         full = self.layers[layer]
-        inputs = full.inputs - self._lost(layer, "inputs", widths)
-        outputs = full.outputs - self._lost(layer, "outputs", widths)
+        inputs = full.inputs - self._lost(self._sides.get((layer, "inputs"), ()), widths)
+        outputs = full.outputs - self._lost(self._sides.get((layer, "outputs"), ()), widths)
         size = full.inputs // full.groups
         return LayerShape(inputs, outputs, inputs // size if full.groups >= size else full.groups)
 
     def cost(self, widths: Widths) -> Cost:
-        """MACs, parameters and bytes at these widths."""
+        """MACs, parameters and bytes at these widths; products of activations are taken as they were."""
         macs, parameters, size = self._whole.macs, self._whole.parameters, self._whole.bytes
-        for name in dict.fromkeys(layer for layer, _ in self._sides):
-            module = self._module.get_submodule(name)
-            outputs = self._lost(name, "outputs", widths)
-            if isinstance(module, COUNTED):
-                weight, bias = module.weight, module.bias
-                lost = self._lost_weights(name, weight, widths)
-                macs -= self._macs.get(name, 0) // weight.numel() * lost
-                parameters -= lost + (outputs if bias is not None else 0)
-                size -= (lost + (outputs if bias is not None else 0)) * weight.element_size()
-            else:
-                parameters -= outputs * sum(p.dim() > 0 for p in module.parameters())
-                size -= outputs * sum(t.element_size() for t in module.state_dict().values() if t.dim() > 0)
+        for name, count in self.macs.items():
+            full = self.layers[name].connections
+            macs -= count // full * (full - self.at(name, widths).connections)
+        for name in dict.fromkeys(name for name, _ in self._places):
+            tensor = self._tensors[name]
+            left = [n - self._lost(self._places.get((name, dim), ()), widths) for dim, n in enumerate(tensor.shape)]
+            lost = tensor.numel() - math.prod(left)
+            parameters -= lost if isinstance(tensor, nn.Parameter) else 0
+            size -= lost * tensor.element_size()
         return Cost(macs, parameters, size)
 
-    def _lost_weights(self, layer: str, weight: Tensor, widths: Widths) -> int:
-        before, after = _shape_of(self._module.get_submodule(layer)), self.at(layer, widths)
-        return (before.connections - after.connections) * math.prod(weight.shape[2:])
+    def channel_macs(self) -> tuple[float, ...]:
+        """The MACs that go with one channel of each group, in all layers that have it."""
+        found = [0.0] * len(self.full)
+        for (name, side), groups in self._sides.items():
+            for index, each in groups if name in self.macs else ():
+                found[index] += self.macs[name] * each / getattr(self.layers[name], side)
+        return tuple(found)
 
-    def _lost(self, layer: str, side: Side, widths: Widths) -> int:
-        return sum((self.full[g] - widths[g]) * each for g, each in self._sides.get((layer, side), ()))
+    def _lost(self, groups: Sequence[tuple[int, int]], widths: Widths) -> int:
+        return sum((self.full[g] - widths[g]) * each for g, each in groups)
 
 
-def _shape_of(layer: nn.Module) -> LayerShape:
-    if isinstance(layer, CONVOLUTIONS):
-        return LayerShape(layer.in_channels, layer.out_channels, layer.groups)
-    assert isinstance(layer, nn.Linear)  # the only other kind that is counted
-    return LayerShape(layer.in_features, layer.out_features)
+def graph_cost(graph: Graph, input_shape: Sequence[int]) -> Cost:
+    """The size of a network, and its work for one image of `input_shape` (channels, height, width)."""
+    count = count_network(graph.network(copy=False), input_shape)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
+    return Cost(count.macs, count.parameters, size)
+
+
+def layer_macs(graph: Graph, layers: Sequence[ChannelLayer], input_shape: Sequence[int]) -> dict[str, int]:
+    """MACs of each of these layers for one image of `input_shape` (channels, height, width), over all its calls."""
+    shapes = value_shapes(graph, (1, *input_shape))
+    macs = dict.fromkeys((layer.name for layer in layers), 0)
+    for layer in layers:
+        for node in graph.nodes:
+            if node.operation == layer.operation and layer.weight in node.weights:
+                transposed = "transpose" in node.operation
+                places = math.prod(shapes[node.inputs[0] if transposed else node.name])
+                made = len(layer.inputs if transposed else layer.outputs)
+                macs[layer.name] += places // made * _shape_of(layer).connections * _kernel(graph, layer)
+    return macs
+
+
+def _kernel(graph: Graph, layer: ChannelLayer) -> int:
+    """Weights for each pair of an input and an output channel."""
+    return math.prod(graph.tensors[layer.weight].shape[2:])
+
+
+def _shape_of(layer: ChannelLayer) -> LayerShape:
+    return LayerShape(len(layer.inputs), len(layer.outputs), layer.groups)

@@ -12,6 +12,7 @@ from slimkit.core.folder import Classifier
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
+from slimkit.core.pruning.prune import Repair
 from slimkit.core.pruning.report import Pruned, join_cuts
 from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Search
 from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
@@ -55,17 +56,14 @@ def measure_sensitivity(
     latency = search.measure(classifier, FINAL_RUNS)
     scale = latency / table.ms(search.shapes.full)
     entries = measure_groups(
-        classifier.module,
         search.grouping,
         search.scores,
         search.shapes,
         ms=lambda widths: scale * table.ms(widths),
-        accuracy=lambda module: search.accuracy(dataclasses.replace(classifier, module=module), held_out),
-        batches=search.repair_images(SENSITIVITY_REPAIR),
-        input_shape=search.input_shape,
-        reconstruct=options.reconstruct,
-        seed=options.seed,
-        progress=progress,
+        accuracy=lambda graph: search.accuracy(
+            Classifier(graph.network(copy=False), classifier.architecture), held_out
+        ),
+        repair=Repair(search.repair_images(SENSITIVITY_REPAIR), options.reconstruct, options.seed, progress),
     )
     return Sensitivity(
         model=options.model,

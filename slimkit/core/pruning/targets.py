@@ -10,24 +10,17 @@ error larger.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Node
-from torch.nn import functional
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-RELU, RELU6, HARDSWISH = (0.0, math.inf), (0.0, 6.0), (-3.0, math.inf)  # outside of these all inputs give the same
-FLAT_OUTSIDE: dict[Any, tuple[float, float]] = {
-    **dict.fromkeys((nn.ReLU, functional.relu, torch.relu, "relu", "relu_"), RELU),
-    **dict.fromkeys((nn.ReLU6, functional.relu6), RELU6),
-    **dict.fromkeys((nn.Hardswish, functional.hardswish), HARDSWISH),
-}
+from slimkit.core.graph import Graph, Node
+
+# The activations outside of whose range all inputs give the same
+FLAT_OUTSIDE = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardswish": (-3.0, math.inf)}
 SMALLEST_SCALE = 0.1  # of the mean: what BatchNorm makes smaller than that can't make good what others lost
 
 
@@ -36,7 +29,7 @@ class Tail:
     """What alone reads a layer's output, in this order, each where it is there."""
 
     norm: _BatchNorm | None = None
-    other: Node | None = None  # what the output is added to
+    other: str | None = None  # the node whose value it is added to
     range: tuple[float, float] = (-math.inf, math.inf)  # outside of which the activation is flat
 
     @property
@@ -45,18 +38,18 @@ class Tail:
         return self.range != Tail.range
 
 
-def tail_of(node: Node, module: nn.Module, norms: Mapping[str, _BatchNorm]) -> Tail:
-    """What follows the layer at `node` of the traced network `module`; norms: those that are called once, by name."""
-    reader, other = _only_reader(node), None
-    norm = None if reader is None else norms.get(str(reader.target))
+def tail_of(node: Node, graph: Graph, norms: Mapping[str, _BatchNorm]) -> Tail:
+    """What follows the layer at `node`; norms: those that are called once, by the names of their nodes."""
+    reader, other = _only_reader(node, graph), None
+    norm = None if reader is None else norms.get(reader.name)
     if reader is not None and norm is not None:
-        node, reader = reader, _only_reader(reader)
-    if reader is not None and reader.target in SUMS and not reader.kwargs:
-        others = [summand for summand in reader.all_input_nodes if summand is not node]
+        node, reader = reader, _only_reader(reader, graph)
+    if reader is not None and reader.operation == "add" and reader.arguments.get("alpha", 1) == 1:
+        others = [summand for summand in reader.inputs if summand != node.name]
         if len(others) != 1:
             return Tail(norm)
-        other, reader = others[0], _only_reader(reader)
-    return Tail(norm, other, FLAT_OUTSIDE.get(_function(reader, module), Tail.range))
+        other, reader = others[0], _only_reader(reader, graph)
+    return Tail(norm, other, Tail.range if reader is None else FLAT_OUTSIDE.get(reader.operation, Tail.range))
 
 
 class Targets:
@@ -102,12 +95,6 @@ def _affine(norm: _BatchNorm | None, weight: Tensor) -> tuple[Tensor, Tensor]:
     return scale, (norm.bias if norm.affine else 0) - norm.get_buffer("running_mean") * scale
 
 
-def _only_reader(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _function(node: Node | None, module: nn.Module) -> Any:
-    """What a node calls: a type of layer, a function, or a method's name."""
-    if node is None:
-        return None
-    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+def _only_reader(node: Node, graph: Graph) -> Node | None:
+    readers = graph.consumers[node.name]
+    return readers[0] if len(readers) == 1 and node is not graph.nodes[-1] else None

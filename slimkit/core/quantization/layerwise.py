@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from slimkit.core.data import Batches
-from slimkit.core.models.flow import Flow
+from slimkit.core.graph.lockstep import Lockstep, Values
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.rounded import RoundedLayer
 from slimkit.core.quantization.rounding import round_by_least_squares
@@ -43,7 +43,9 @@ def round_layers(
     it gives what the float network does (Li et al. 2025, GPTAQ, arXiv:2504.02692), its residual's error included; then
     they are rounded by least squares; then its bias takes up what the mean of the outputs still lacks.
     """
-    flow = Flow(simulation.float_network(), simulation.network, batches, simulation.layers)
+    runners = _TracedRunner(simulation.float_network()), _TracedRunner(simulation.network)
+    stops = {i for i, node in enumerate(runners[0].nodes) if node.target in simulation.layers}
+    flow = Lockstep(*runners, batches, stops)
     done: dict[str, RoundedLayer] = {}
     with progress("round weights", len(simulation.layers)) as advance:
         for position, node in enumerate(flow.changed.nodes):
@@ -58,7 +60,30 @@ def round_layers(
     return done
 
 
-def _moments(flow: Flow, position: int, layer: Weighted, residual: fx.Node | None) -> _Moments:
+class _TracedRunner:
+    """Runs a network that torch.fx has traced."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self._interpreter = fx.Interpreter(traced)
+        self._like = next(traced.parameters())
+        self.nodes: tuple[fx.Node, ...] = tuple(self._interpreter.graph.nodes)
+
+    def start(self, images: Tensor) -> Values:
+        """The image is node 0; a copy, because the first operation may work in place."""
+        return {self.nodes[0]: images.to(self._like.device, self._like.dtype, copy=True)}
+
+    def step(self, position: int, values: Values, shape: torch.Size) -> None:
+        """Compute one node."""
+        node = self.nodes[position]
+        if node.op == "placeholder":
+            return
+        self._interpreter.env = values
+        values[node] = self._interpreter.run_node(node)
+        for used in self._interpreter.user_to_last_uses.get(node, ()):
+            values.pop(used, None)
+
+
+def _moments(flow: Lockstep, position: int, layer: Weighted, residual: fx.Node | None) -> _Moments:
     """The moments of the layer at node `position`, which has run in float.
 
     x is of the rounded network, y of float - rounded. residual: the rounded node that is added to the output.

@@ -1,0 +1,72 @@
+"""From a graph that was cut back to the network that it was captured of."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimkit.core.errors import ModelError
+from slimkit.core.graph import Graph
+from slimkit.core.measure.modes import evaluating
+from slimkit.core.pruning.channels.trace import small_shape
+
+TOLERANCE = 1e-3
+
+
+def fit_module(module: nn.Module, graph: Graph) -> nn.Module:
+    """A copy of the network with the tensors of `graph`, which was captured of it, and with layers of their sizes.
+
+    Raises ModelError where the copy does not answer as the graph does: its code knows the sizes by themselves.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    result = copy.deepcopy(module, shared)
+    names = {id(tensor): name for name, tensor in reversed([*module.named_parameters(), *module.named_buffers()])}
+    made: dict[int, Tensor] = {}  # a tensor of two layers stays one
+    for part in result.modules():
+        for attribute, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if id(tensor) not in made:
+                made[id(tensor)] = _copied(graph.tensors.get(names[id(tensor)], tensor), tensor)
+            setattr(part, attribute, made[id(tensor)])
+    groups = {node.weight("weight"): node.arguments.get("groups") for node in graph.nodes}
+    for name, part in result.named_modules():
+        _fit_fields(part, groups.get(f"{name}.weight" if name else "weight"))
+    _verify(result, graph)
+    return result
+
+
+def _copied(tensor: Tensor, like: Tensor) -> Tensor:
+    value = tensor.detach().to(like.device, like.dtype, copy=True)
+    return nn.Parameter(value, like.requires_grad) if isinstance(like, nn.Parameter) else value
+
+
+def _fit_fields(part: nn.Module, groups: object) -> None:
+    """Let a layer know the sizes that its tensors have."""
+    if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        part.groups = groups if isinstance(groups, int) else part.groups
+        part.out_channels, part.in_channels = part.weight.shape[0], part.weight.shape[1] * part.groups
+    elif isinstance(part, nn.Linear):
+        part.out_features, part.in_features = part.weight.shape
+    elif isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
+        part.num_features = len(part.running_mean)
+    elif isinstance(part, nn.PReLU):
+        part.num_parameters = part.weight.numel()
+
+
+def _verify(module: nn.Module, graph: Graph) -> None:
+    like = next(module.parameters())
+    images = torch.randn(2, *small_shape(graph), generator=torch.Generator().manual_seed(0))
+    with evaluating(module), torch.no_grad():
+        try:
+            given = module(images.to(like.device, like.dtype)).float().cpu()
+            wanted = graph.network(copy=False)(images)
+            is_right = torch.allclose(given, wanted, rtol=TOLERANCE, atol=TOLERANCE * float(wanted.abs().max()))
+        except Exception:  # the network's own code runs here, and may raise anything
+            is_right = False
+    if not is_right:
+        raise ModelError(
+            f"{type(module).__name__} does not compute with fewer channels what its graph does.",
+            "Prune it as a network of its own, with slimkit.core.pruning.prune_module.",
+        )
