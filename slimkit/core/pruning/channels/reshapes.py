@@ -1,4 +1,4 @@
-"""Reshapes: where a dimension of channels is split, what is left must be a box again."""
+"""Reshapes: which dimensions become which."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ from slimkit.core.pruning.channels.trace import Tracer, spans
 
 
 def reshape(tracer: Tracer, node: Node) -> Tensor:
-    """A dimension of channels that is split is cut along its longest part alone, alike at all places of the others."""
+    """Dimensions are split or become one; what is cut into other parts than it was made of stays."""
     (atoms,) = tracer.inputs(node)
     shape = tracer.shape(node)
     result = atoms.reshape(shape)
     channels = spans(result)
     for before, after in matching_dimensions(atoms.shape, shape):
         parts = [dim for dim in after if dim in channels]
-        sources = [dim for dim in before if atoms.shape[dim] > 1]
-        if len(parts) < 2:
-            continue
-        if len(sources) > 1:
+        if len(parts) > 1 and sum(atoms.shape[dim] > 1 for dim in before) > 1:
             return tracer.opaque(node)
-        longest = max(parts, key=lambda dim: shape[dim])
-        for dim in parts:
-            if dim != longest:
-                tracer.atoms.unite(result, result.narrow(dim, 0, 1))
     return result
 
 

@@ -269,6 +269,14 @@ def still(tracer: Tracer, node: Node) -> Tensor:
     return tracer.still(node)
 
 
+def pixel_shuffle(tracer: Tracer, node: Node) -> Tensor:
+    """The channels that become the pixels of one go together."""
+    result = moves(tracer, node)
+    for dim in (result.dim() - 2, result.dim() - 1):
+        tracer.atoms.unite(result, result.narrow(dim, 0, 1))
+    return result
+
+
 def im2col(tracer: Tracer, node: Node) -> Tensor:
     """Windows: each channel becomes a row for every pixel of the kernel."""
     atoms = over_space(2)(tracer, node)
@@ -301,10 +309,11 @@ RULES: Mapping[str, Rule] = (
         (over_space(3), "max_pool3d avg_pool3d adaptive_avg_pool3d"),
         (pad, "pad"),
         (im2col, "im2col"),
+        (pixel_shuffle, "pixel_shuffle"),
         (reduces, "mean sum amax amin argmax prod var std norm logsumexp"),
         (along_dimension, "softmax log_softmax cumsum"),
         (normalizes, "layer_norm rms_norm"),
-        (moves, "permute transpose squeeze unsqueeze expand repeat cat stack pixel_shuffle pixel_unshuffle unfold"),
+        (moves, "permute transpose squeeze unsqueeze expand repeat cat stack pixel_unshuffle unfold"),
         (one_dimension("dims"), "roll flip"),
         (one_dimension("dim"), "repeat_interleave"),
         (reshape, "reshape"),

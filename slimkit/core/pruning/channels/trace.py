@@ -76,7 +76,7 @@ class Tracer:
         self.mixed: dict[str, frozenset[str]] = {}
         self._node: Node  # the one that is followed
         self._marked: set[tuple[str, Place]] = set()  # by which node
-        self._still = self.atoms.fresh(1)  # the atom of values that have no channels
+        self._still = self.atoms.fresh(1)[0]  # the atom of values that have no channels
         self.atoms.freeze(self._still, "it is combined with values that have no channels")
         image = self.shapes[IMAGE]
         channels = self.atoms.fresh(image[1])
@@ -86,7 +86,15 @@ class Tracer:
     def follow(self, node: Node, rule: Callable[[Tracer, Node], Tensor]) -> None:
         """Let a rule say what becomes of the channels at a node."""
         self._node = node
-        self.values[node.name] = rule(self, node).expand(self.shape(node))
+        self.values[node.name] = self._boxed(rule(self, node).expand(self.shape(node)))
+
+    def _boxed(self, atoms: Tensor) -> Tensor:
+        """What is left of a value must be a box: it is cut along one dimension alone, alike at all places of others."""
+        channels = spans(atoms)
+        for dim in channels:
+            if dim != max(channels, key=lambda d: atoms.shape[d]):
+                self.atoms.unite(atoms, atoms.narrow(dim, 0, 1))
+        return atoms
 
     def done(self) -> Trace:
         """What was found, once all nodes are followed."""
