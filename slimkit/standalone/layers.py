@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm2d):
         pass
 
 
-_SPATIAL = ("stride", "padding", "dilation", "groups")
+_SPATIAL = ("stride", "padding", "dilation")
 _CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {f"conv{n}d": getattr(nn, f"Conv{n}d") for n in (1, 2, 3)}
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -56,7 +56,7 @@ def torch_layers(entries: Sequence[Entry], tensors: Mapping[str, Tensor]) -> dic
         settings = [_settings(entry) for entry in entries_of]
         own = {name for entry in entries_of for name in _tensor_names(entry["arguments"])}
         if all(s == settings[0] for s in settings) and all(readers[name] == {path} for name in own):
-            layer = _make(entries_of[0], tensors)
+            layer = make_layer(entries_of[0], tensors)
             if layer is not None:
                 found[str(path)] = layer
     return found
@@ -67,7 +67,8 @@ def _settings(entry: Entry) -> Any:
     return {k: v for k, v in entry["arguments"].items() if not (isinstance(v, Mapping) and "input" in v)}
 
 
-def _make(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+def make_layer(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """The layer of torch.nn that an operation is, with tensors that are yet to be set; None where it is none."""
     arguments, operation = entry["arguments"], entry["operation"]
     if operation == "batch_norm":
         return _make_norm(entry, tensors)
@@ -77,10 +78,11 @@ def _make(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
     bias = _tensor_name(entry, "bias") is not None
     if operation == "linear":
         return nn.Linear(weight.shape[1], weight.shape[0], bias, device="meta") if weight.dim() == 2 else None
-    settings = {name: _whole(arguments[name]) for name in _SPATIAL if name in arguments}
-    inputs = weight.shape[1] * settings.get("groups", 1)
-    kernel = tuple(weight.shape[2:])
-    return _CONVOLUTIONS[operation](inputs, weight.shape[0], kernel, bias=bias, device="meta", **settings)
+    kernel, groups = tuple(weight.shape[2:]), arguments.get("groups", 1)
+    settings = {name: _spread(arguments[name], len(kernel)) for name in _SPATIAL if name in arguments}
+    inputs = weight.shape[1] * groups
+    layer = _CONVOLUTIONS[operation]
+    return layer(inputs, weight.shape[0], kernel, groups=groups, bias=bias, device="meta", **settings)
 
 
 def _make_norm(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
@@ -97,8 +99,10 @@ def _make_norm(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
     return norm
 
 
-def _whole(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _spread(value: Any, dimensions: int) -> tuple[int, ...]:
+    """One number for each dimension of space."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return tuple(numbers) if len(numbers) == dimensions else tuple(numbers[:1]) * dimensions
 
 
 def _tensor_name(entry: Entry, argument: str) -> str | None:

@@ -511,6 +511,15 @@ def _channel_means(x: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
+def _take(x: Tensor, dim: int, places: list[int]) -> Tensor:
+    """The values at these places of a dimension, in their order."""
+    return x.index_select(dim, torch.tensor(places))
+
+
+def _counts(value: Any, _: int) -> bool:
+    return _is_list(value, MOST_CLASSES) and all(_is_integer(v, 0, MOST_CHANNELS) for v in value)
+
+
 _X: dict[str, _Kind] = {"input": _tensor}
 _XY: dict[str, _Kind] = {"input": _operand, "other": _operand}
 _SIDES, _SIDES_OR_NONE, _PADDING = _at_least(1), _optional(_at_least(1)), _at_least(0)
@@ -639,6 +648,7 @@ CALLS: dict[str, _Call] = {
     "slimkit.cat": _Call(torch.cat, {"tensors": _tensors}, {"dim": _integer}),
     "slimkit.stack": _Call(torch.stack, {"tensors": _tensors}, {"dim": _integer}),
     "slimkit.channel_means": _Call(_channel_means, _X),
+    "slimkit.take": _Call(_take, _X | {"dim": _integer, "places": _counts}),
 }
 
 
@@ -1039,7 +1049,8 @@ class Rearrange(Function):
     """A function that moves values but makes no new ones. Codes keep their scale, which all inputs share."""
 
     calls = frozenset(
-        {"operator.getitem", "slimkit.cat", "Tensor.flatten", "Tensor.narrow", "Tensor.permute", "Tensor.reshape"}
+        {"operator.getitem", "slimkit.cat", "slimkit.take", "Tensor.flatten", "Tensor.narrow", "Tensor.permute"}
+        | {"Tensor.reshape"}
     )
 
     def __init__(self, entry: dict[str, Any]) -> None:

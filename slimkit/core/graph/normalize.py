@@ -8,6 +8,7 @@ results become one node for each result that is read, and spellings of the same 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -237,11 +238,15 @@ def _reached(nodes: Sequence[Node], logits: str) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
+def _parts(node: Node) -> list[str]:
+    return node.module.split(".") if node.module else []
+
+
 def _named_by_module(nodes: Sequence[Node]) -> tuple[Node, ...]:
-    """The nodes, each with its module's path for a name where it is the only one of that module."""
-    paths = [node.module for node in nodes]
+    """The nodes, each with its module's path for a name where it is the only one of that module and of its parts."""
+    paths = Counter(".".join(parts[:depth]) for parts in map(_parts, nodes) for depth in range(1, len(parts) + 1))
     names = {node.name: node.name for node in nodes}
     for node in nodes:
-        if node.module and paths.count(node.module) == 1 and node.module not in names.values():
+        if node.module and paths[node.module] == 1 and node.module not in names.values():
             names[node.name] = node.module
     return tuple(dataclasses.replace(node.replaced(names), name=names[node.name]) for node in nodes)

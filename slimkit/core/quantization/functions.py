@@ -1,27 +1,17 @@
-"""What a traced call does, in the terms of an int8 network's layers."""
+"""What an operation without weights of its own does, in the terms of an int8 network's layers."""
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from slimkit.core.errors import ModelError
-
-ELEMENTWISE = {
-    *("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh", "gelu", "elu", "selu"),
-    *("celu", "leaky_relu", "mish", "softplus", "softsign", "logsigmoid", "hardshrink", "softshrink", "tanhshrink"),
-    *("clamp", "clamp_min", "clamp_max", "abs", "exp", "sqrt", "square", "pow", "neg", "add", "sub", "mul", "div"),
-    "truediv",
-}
-POOLS = ("avg_pool2d", "adaptive_avg_pool2d")
-MAX_POOLS = ("max_pool2d", "adaptive_max_pool2d")
-DROPOUTS = ("dropout", "dropout2d", "dropout1d", "alpha_dropout", "feature_dropout", "stochastic_depth")
-UNCHANGED = ("contiguous", "detach", "clone")
-RESHAPES = ("view", "reshape", "squeeze", "unsqueeze", "flatten", "unflatten")
+from slimkit.core.graph import Input, Node, Size, Weight
+from slimkit.core.quantization.traced import OPERATION, run_operation
 
 
 @dataclass(frozen=True)
@@ -33,117 +23,319 @@ class Call:
     options: dict[str, Any]  # "function" and "arguments", in which {"input": i} stands for sources[i]
 
 
-def read_call(node: fx.Node) -> Call:
-    """What `node`, a call of a function or method, does. Raises ModelError where it can't be written down."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
-    name = {"iadd": "add", "imul": "mul", "add_": "add", "mul_": "mul", "mean_": "mean", "concat": "cat"}.get(
-        name, name
-    )
-    tensors = tuple(n for n in node.all_input_nodes if "shape" in n.meta)
-    for read in (_read_identity, _read_shape_change, _read_common):
-        call = read(name, node, tensors)
-        if call is not None:
-            return call
-    return _call(node, "Function", _qualified(name, node), tensors)
+class Reading:
+    """A node, as the readers of this page see it."""
 
+    def __init__(self, traced: fx.Node) -> None:
+        self.node: Node = traced.meta[OPERATION]
+        self.traced = traced
+        self.sources = tuple(n for n in traced.all_input_nodes if "shape" in n.meta)
+        self.shape: tuple[int, ...] = traced.meta["shape"]
 
-def _read_identity(name: str, node: fx.Node, tensors: tuple[fx.Node, ...]) -> Call | None:
-    if name in UNCHANGED or (
-        name in DROPOUTS and not _argument(node, 3 if name == "stochastic_depth" else 2, "training")
-    ):
-        return Call("Identity", tensors, {})
-    return None
+    def __getitem__(self, name: str) -> Any:
+        """An argument as JSON has it: {"input": i} for a tensor."""
+        return self._encoded(self.traced.kwargs.get(name))
 
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the network's own."""
+        network = self.traced.graph.owning_module
+        assert network is not None  # it was made for one
+        path, _, attribute = name.rpartition(".")
+        found: Tensor = getattr(network.get_submodule(path), attribute)
+        return found
 
-def _read_shape_change(name: str, node: fx.Node, tensors: tuple[fx.Node, ...]) -> Call | None:
-    """Reshapes, with the sizes that they have for images of the given size, and cuts along a dimension."""
-    shape = node.meta["shape"]
-    if name == "flatten" and _argument(node, 1, "start_dim") == 1 and _argument(node, 2, "end_dim") in (None, -1):
-        return Call("Flatten", tensors, {"function": "Tensor.flatten", "arguments": [{"input": 0}, 1]})
-    if name in RESHAPES and len(tensors) == 1:
-        return _rearrange(tensors, "Tensor.reshape", [-1, *shape[1:]])
-    if name == "transpose":
-        order = list(range(len(shape)))
-        first, second = node.args[1:3]
-        order[first], order[second] = order[second], order[first]  # type: ignore[index]
-        return _rearrange(tensors, "Tensor.permute", order)
-    if name == "permute":
-        order = list(node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:])  # type: ignore[arg-type]
-        return _rearrange(tensors, "Tensor.permute", [d % len(shape) for d in order])
-    if name == "getitem" and isinstance(node.args[0], fx.Node) and "parts" in node.args[0].meta:
-        return _read_part(node.args[0], int(node.args[1]), shape)  # type: ignore[arg-type]
-    if name == "getitem" and len(tensors) == 1:
-        return _call(node, "Rearrange", "operator.getitem", tensors)
-    return None
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the sources."""
+        return [source.meta["shape"] for source in self.sources]
 
+    @property
+    def sizes(self) -> list[int]:
+        """The shape of the value, in which -1 stands for what follows the number of images."""
+        name = {"reshape": "shape", "expand": "size"}.get(self.node.operation)
+        given = self.node.arguments.get(name) if name else None
+        follows = [_follows_batch(size) for size in given] if isinstance(given, tuple) else [True]
+        if sum(follows) > 1:
+            raise self.refuse("gives several dimensions that follow the number of images")
+        return [-1 if i < len(follows) and follows[i] else size for i, size in enumerate(self.shape)]
 
-def _read_part(split: fx.Node, index: int, shape: tuple[int, ...]) -> Call | None:
-    """One of the tensors that chunk or split gives: a cut along their dimension."""
-    source, parts = split.all_input_nodes[0], split.meta["parts"]
-    whole = source.meta.get("shape")
-    if whole is None or len(whole) != len(shape) or any(len(part) != len(shape) for part in parts):
-        return None
-    dim = next((d for d in range(len(shape)) if shape[d] != whole[d]), 0)
-    return _rearrange((source,), "Tensor.narrow", dim, sum(part[dim] for part in parts[:index]), shape[dim])
+    def call(self, kind: str, function: str, *arguments: Any, **keywords: Any) -> Call:
+        """What calls a function of `model.CALLS`."""
+        options = {"function": function, "arguments": list(arguments)}
+        return Call(kind, self.sources, options | ({"keywords": keywords} if keywords else {}))
 
+    def refuse(self, what: str = "has no form in an int8 network") -> ModelError:
+        """The error for what can't be written down."""
+        where = f" at {self.node.source}" if self.node.source else ""
+        message = f"{self.node.name!r} ({self.node.operation}{where}) {what}."
+        return ModelError(message, "Keep this model in float.")
 
-def _rearrange(sources: tuple[fx.Node, ...], function: str, *arguments: Any) -> Call:
-    return Call("Rearrange", sources, {"function": function, "arguments": [{"input": 0}, *arguments]})
-
-
-def _read_common(name: str, node: fx.Node, tensors: tuple[fx.Node, ...]) -> Call | None:
-    shape, sources = node.meta["shape"], [n.meta["shape"] for n in tensors]
-    if name == "cat" and all(isinstance(item, fx.Node) for item in node.args[0]):  # type: ignore[union-attr]
-        return _call(node, "Concatenate", "slimkit.cat", tensors) if len(tensors) > 1 else Call("Identity", tensors, {})
-    if name in ("add", "mul") and len(tensors) == 2 and not node.kwargs and all(n.op != "get_attr" for n in tensors):
-        return _call(node, {"add": "Add", "mul": "Multiply"}[name], f"operator.{name}", tensors)
-    if len(tensors) != 1:
-        return None
-    if name == "mean" and len(sources[0]) == 4 and shape in (sources[0][:2], (*sources[0][:2], 1, 1)):
-        flat = {"function": "slimkit.channel_means", "arguments": [{"input": 0}]}
-        kept = {"function": "functional.adaptive_avg_pool2d", "arguments": [{"input": 0}, 1]}
-        return Call("AveragePool", tensors, flat if len(shape) == 2 else kept)
-    if name in POOLS:
-        call = _call(node, "AveragePool", f"functional.{name}", tensors)
-        return replace(call, options=call.options | {"input_size": list(sources[0][2:])})
-    if name in MAX_POOLS:
-        return _call(node, "MaxPool2d", f"functional.{name}", tensors)
-    if name == "hardtanh" and (_argument(node, 1, "min_val"), _argument(node, 2, "max_val")) == (0, 6):
-        return Call("Activation", tensors, {"function": "functional.relu6", "arguments": [{"input": 0}]})
-    if name in ELEMENTWISE:
-        return _call(node, "Activation", _qualified(name, node), tensors)
-    return None
-
-
-def _call(node: fx.Node, kind: str, function: str, sources: tuple[fx.Node, ...]) -> Call:
-    """The very call of `node`, numbers that come from shapes written out."""
-    ignored = {"inplace"}  # another layer may read the input too
-
-    def encode(value: Any) -> Any:
+    def _encoded(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
-            return {"input": sources.index(value)} if value in sources else encode(value.meta["value"])
-        if isinstance(value, slice):
-            return {"slice": [encode(part) for part in (value.start, value.stop, value.step)]}
-        if isinstance(value, tuple | list):
-            return [encode(item) for item in value]
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise ModelError(f"{node.name!r} calls {function} with {value!r}.", "Rewrite the network without that call.")
-
-    keywords = {key: encode(value) for key, value in node.kwargs.items() if key not in ignored}
-    options = {"function": function, "arguments": encode(node.args)}
-    return Call(kind, sources, options | ({"keywords": keywords} if keywords else {}))
+            return {"input": self.sources.index(value)} if value in self.sources else value.meta["value"]
+        return [self._encoded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _qualified(name: str, node: fx.Node) -> str:
-    """Where the standalone code finds the function: functional.silu, Tensor.mean, operator.add, slimkit.stack."""
-    if name in ("cat", "stack"):
-        return f"slimkit.{name}"
-    for home, module in (("functional", functional), ("operator", operator), ("Tensor", Tensor)):
-        if hasattr(module, name) and (home != "operator" or node.op == "call_function"):
-            return f"{home}.{name}"
-    raise ModelError(f"{node.name!r} calls {name}, which slimkit can't write down.", "Keep this model in float.")
+def read_call(node: fx.Node) -> Call:
+    """What a call of an operation does. Raises ModelError where it can't be written down."""
+    assert node.target is run_operation
+    reading = Reading(node)
+    reader = READERS.get(reading.node.operation)
+    if reader is None:
+        raise reading.refuse()
+    return reader(reading)
 
 
-def _argument(node: fx.Node, position: int, keyword: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword)
+def _follows_batch(size: object) -> bool:
+    if not isinstance(size, Size):
+        return False
+    return size.operands[0] == 0 if size.function == "image" else any(_follows_batch(o) for o in size.operands)
+
+
+Reader = Callable[[Reading], Call]
+
+
+def _elementwise(function: str, *arguments: str, first: str = "self") -> Reader:
+    """A function of one tensor and of numbers."""
+
+    def read(r: Reading) -> Call:
+        return r.call("Activation", function, r[first], *(r[name] for name in arguments))
+
+    return read
+
+
+def _elu(r: Reading) -> Call:
+    if (r["scale"], r["input_scale"]) != (1, 1):
+        raise r.refuse("has scales of its own")
+    return r.call("Activation", "functional.elu", r["self"], r["alpha"])
+
+
+def _gelu(r: Reading) -> Call:
+    return r.call("Activation", "functional.gelu", r["self"], approximate=r["approximate"])
+
+
+def _arithmetic(name: str, kind: str = "Activation", *, reverse: bool = False) -> Reader:
+    """Of two tensors, or of one and a number."""
+
+    def read(r: Reading) -> Call:
+        first, second = r["self"], r["other"]
+        factor = r["alpha"]
+        if factor not in (None, 1):
+            if isinstance(second, dict):
+                raise r.refuse("multiplies one of its terms")
+            second *= factor
+        if isinstance(second, dict):
+            constants = any(isinstance(v, Weight) for v in r.node.arguments.values())
+            both = len(r.sources) == 2 and not constants
+            return r.call(kind if both and kind != "Activation" else "Function", f"operator.{name}", first, second)
+        operands = (second, first) if reverse else (first, second)
+        return r.call("Activation", f"operator.{name}", *operands)
+
+    return read
+
+
+def _mean(r: Reading) -> Call:
+    before, after = r.shapes[0], r.shape
+    if len(before) == 4 and after == before[:2]:
+        return r.call("AveragePool", "slimkit.channel_means", r["self"])
+    if len(before) == 4 and after == (*before[:2], 1, 1):
+        return r.call("AveragePool", "functional.adaptive_avg_pool2d", r["self"], 1)
+    return _reduction("mean")(r)
+
+
+def _reduction(name: str) -> Reader:
+    return lambda r: r.call("Function", f"Tensor.{name}", r["self"], r["dim"], keepdim=bool(r["keepdim"]))
+
+
+def _identity(r: Reading) -> Call:
+    return Call("Identity", r.sources, {})
+
+
+def _reshape(r: Reading) -> Call:
+    if len(r.sources) != 1 or not isinstance(r.node.arguments["self"], Input):
+        raise r.refuse()
+    return r.call("Rearrange", "Tensor.reshape", {"input": 0}, r.sizes)
+
+
+def _flatten(r: Reading) -> Call:
+    if r["start_dim"] == 1 and r["end_dim"] in (-1, len(r.shapes[0]) - 1):
+        return r.call("Flatten", "Tensor.flatten", {"input": 0}, 1)
+    return _reshape(r)
+
+
+def _permute(r: Reading) -> Call:
+    order = list(range(len(r.shape)))
+    if r.node.operation == "permute":
+        order = [dim % len(order) for dim in r["dims"]]
+    else:
+        first, second = r["dim0"], r["dim1"]
+        order[first], order[second] = order[second], order[first]
+    return r.call("Rearrange", "Tensor.permute", {"input": 0}, order)
+
+
+def _slice(r: Reading) -> Call:
+    start, end, dim = r["start"], r["end"], r["dim"]
+    size = r.shapes[0][dim]
+    if dim == 0 or not all(isinstance(bound, int) for bound in (start, end)):
+        raise r.refuse("cuts what follows the number of images")
+    if r["step"] == 1:
+        return r.call("Rearrange", "Tensor.narrow", {"input": 0}, dim, start % size if start else 0, r.shape[dim])
+    return r.call("Rearrange", "operator.getitem", {"input": 0}, [*_whole(dim), {"slice": [start, end, r["step"]]}])
+
+
+def _select(r: Reading) -> Call:
+    return r.call("Rearrange", "operator.getitem", {"input": 0}, [*_whole(r["dim"]), r["index"]])
+
+
+def _whole(count: int) -> list[Any]:
+    return [{"slice": [None, None, None]}] * count
+
+
+def _cat(r: Reading) -> Call:
+    if len(r["tensors"]) == 1:
+        return _identity(r)
+    return r.call("Concatenate", "slimkit.cat", r["tensors"], r["dim"])
+
+
+def _avg_pool(r: Reading) -> Call:
+    names = ("self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    made = r.call("AveragePool", "functional.avg_pool2d", *(r[name] for name in names))
+    return Call(made.type, made.sources, made.options | {"input_size": list(r.shapes[0][2:])})
+
+
+def _adaptive_avg_pool(r: Reading) -> Call:
+    made = r.call("AveragePool", "functional.adaptive_avg_pool2d", r["self"], r["output_size"])
+    return Call(made.type, made.sources, made.options | {"input_size": list(r.shapes[0][2:])})
+
+
+def _max_pool(r: Reading) -> Call:
+    names = ("self", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return r.call("MaxPool2d", "functional.max_pool2d", *(r[name] for name in names))
+
+
+def _interpolate(mode: str) -> Reader:
+    def read(r: Reading) -> Call:
+        corners = {} if mode == "nearest" else {"align_corners": bool(r["align_corners"])}
+        factors = r["scale_factors"]
+        given = {"size": list(r.shape[2:])} if factors is None else {"scale_factor": factors}
+        return r.call("Function", "functional.interpolate", {"input": 0}, **given, mode=mode, **corners)
+
+    return read
+
+
+def _pad(r: Reading) -> Call:
+    return r.call("Function", "functional.pad", {"input": 0}, r["pad"], mode=r["mode"], value=r["value"])
+
+
+def _normalize(name: str, *arguments: str) -> Reader:
+    """layer_norm and the like, with weights that are constants."""
+    return lambda r: r.call(
+        "Function",
+        f"functional.{name}",
+        r["input"],
+        *(r[argument] for argument in arguments),
+        weight=r["weight"],
+        bias=r["bias"],
+        eps=r["eps"],
+    )
+
+
+def _batch_norm(r: Reading) -> Call:
+    if r["running_mean"] is None or r["training"]:
+        raise r.refuse("has no statistics of its own: it normalizes each batch by that very batch")
+    return _normalize("batch_norm", "running_mean", "running_var")(r)
+
+
+def _attention(r: Reading) -> Call:
+    keywords = {name: r[name] for name in ("attn_mask", "dropout_p", "is_causal", "scale")}
+    made = (r["query"], r["key"], r["value"])
+    return r.call("Function", "functional.scaled_dot_product_attention", *made, **keywords)
+
+
+def _of_tensors(function: str, *names: str) -> Reader:
+    return lambda r: r.call("Function", function, *(r[name] for name in names))
+
+
+def _take(r: Reading) -> Call:
+    """An order by numbers that are the network's own, along one dimension."""
+    given = r.node.arguments
+    listed = given.get("indices", (given.get("index"),))
+    assert isinstance(listed, tuple)
+    places = [(dim, place) for dim, place in enumerate(listed) if place is not None]
+    dim = given.get("dim", places[0][0])
+    if len(places) != 1 or not isinstance(places[0][1], Weight) or not isinstance(dim, int) or dim == 0:
+        raise r.refuse()
+    numbers = r.tensor(places[0][1].name)
+    if numbers.dim() != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise r.refuse()
+    size = r.shapes[0][dim]
+    made = r.call("Rearrange", "slimkit.take", {"input": 0}, dim, [int(n) % size for n in numbers])
+    return Call(made.type, made.sources[:1], made.options)
+
+
+READERS: dict[str, Reader] = {
+    **{
+        name: _elementwise(f"functional.{name}")
+        for name in ("relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh", "selu", "mish")
+    },
+    **{
+        name: _elementwise(f"Tensor.{name}")
+        for name in ("abs", "exp", "sqrt", "square", "neg", "reciprocal", "rsqrt", "log", "erf", "sin", "cos")
+    },
+    "log_sigmoid": _elementwise("functional.logsigmoid"),
+    "elu": _elu,
+    "celu": _elementwise("functional.celu", "alpha"),
+    "hardshrink": _elementwise("functional.hardshrink", "lambd"),
+    "softshrink": _elementwise("functional.softshrink", "lambd"),
+    "leaky_relu": _elementwise("functional.leaky_relu", "negative_slope"),
+    "softplus": _elementwise("functional.softplus", "beta", "threshold"),
+    "gelu": _gelu,
+    "clamp": _elementwise("Tensor.clamp", "min", "max"),
+    "clamp_min": _elementwise("Tensor.clamp_min", "min"),
+    "clamp_max": _elementwise("Tensor.clamp_max", "max"),
+    "pow": _elementwise("operator.pow", "exponent"),
+    "add": _arithmetic("add", "Add"),
+    "sub": _arithmetic("sub"),
+    "rsub": _arithmetic("sub", reverse=True),
+    "mul": _arithmetic("mul", "Multiply"),
+    "div": _arithmetic("truediv"),
+    "maximum": _of_tensors("Tensor.maximum", "self", "other"),
+    "minimum": _of_tensors("Tensor.minimum", "self", "other"),
+    "matmul": _of_tensors("operator.matmul", "self", "other"),
+    "bmm": _of_tensors("operator.matmul", "self", "mat2"),
+    "mm": _of_tensors("operator.matmul", "self", "mat2"),
+    "mean": _mean,
+    **{name: _reduction(name) for name in ("sum", "amax", "amin")},
+    "softmax": lambda r: r.call("Function", "functional.softmax", r["self"], r["dim"]),
+    "log_softmax": lambda r: r.call("Function", "functional.log_softmax", r["self"], r["dim"]),
+    "layer_norm": _normalize("layer_norm", "normalized_shape"),
+    "group_norm": _normalize("group_norm", "num_groups"),
+    "batch_norm": _batch_norm,
+    "prelu": _of_tensors("functional.prelu", "self", "weight"),
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("dropout", "feature_dropout", "contiguous"), _identity),
+    **dict.fromkeys(("reshape", "squeeze", "unsqueeze"), _reshape),
+    "flatten": _flatten,
+    **dict.fromkeys(("permute", "transpose"), _permute),
+    **dict.fromkeys(("index", "index_select"), _take),
+    "slice": _slice,
+    "select": _select,
+    "cat": _cat,
+    "stack": lambda r: r.call("Function", "slimkit.stack", r["tensors"], r["dim"]),
+    "expand": lambda r: r.call("Function", "Tensor.expand", {"input": 0}, r.sizes),
+    "repeat": lambda r: r.call("Function", "Tensor.repeat", {"input": 0}, r["repeats"]),
+    "flip": lambda r: r.call("Function", "Tensor.flip", {"input": 0}, r["dims"]),
+    "roll": lambda r: r.call("Function", "Tensor.roll", {"input": 0}, r["shifts"], dims=r["dims"]),
+    "avg_pool2d": _avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool,
+    "max_pool2d": _max_pool,
+    "adaptive_max_pool2d": lambda r: r.call(
+        "MaxPool2d", "functional.adaptive_max_pool2d", {"input": 0}, r["output_size"]
+    ),
+    "upsample_nearest2d": _interpolate("nearest"),
+    "upsample_bilinear2d": _interpolate("bilinear"),
+    "upsample_bicubic2d": _interpolate("bicubic"),
+    "pad": _pad,
+    "pixel_shuffle": lambda r: r.call("Function", "functional.pixel_shuffle", {"input": 0}, r["upscale_factor"]),
+    "pixel_unshuffle": lambda r: r.call("Function", "functional.pixel_unshuffle", {"input": 0}, r["downscale_factor"]),
+}

@@ -1,7 +1,7 @@
 """From a float network to the list of operations that its int8 network runs.
 
-The network is traced by torch.fx, so nothing here knows the attribute names of any family. One operation is made per
-traced node, then BatchNorm, ReLU and residual sums are fused into the convolutions before them.
+The network is captured as a graph, so nothing here knows the attribute names of any family. One operation is made per
+node, then BatchNorm, ReLU and residual sums are fused into the convolutions before them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimkit.core.errors import ModelError
+from slimkit.core.graph import capture
 from slimkit.core.quantization.functions import Call, read_call
+from slimkit.core.quantization.traced import OPERATION, traced_network
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,11 @@ class Operation:
         return self.gives_codes and self.type not in PASSING
 
 
+BATCH = 2  # images with which shapes are found
 WEIGHTED = ("Conv2d", "Linear")
 PASSING = ("Concatenate", "Flatten", "MaxPool2d", "Rearrange")  # give codes of their inputs' scale, or float
 VIEWS = ("Flatten", "Rearrange")  # of these, the ones whose output may be their input's memory
 FLOAT = ("Constant", "Function")  # have no int8 form
-
-
-class _Tracer(fx.Tracer):
-    """Goes into every module but those that have weights to quantize or fold: what remains are functions."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, nn.Conv2d):
-            return m.padding_mode == "zeros" and not isinstance(m.padding, str)
-        return type(m) in (nn.Linear, nn.BatchNorm2d)
 
 
 class _Shapes(fx.Interpreter):
@@ -74,20 +67,14 @@ class _Shapes(fx.Interpreter):
 
 
 def lower(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.GraphModule, list[Operation]]:
-    """Trace `module` (eval mode) and fuse: the traced network, and the operations in the order that they run.
+    """Capture `module` and fuse: the network, and the operations in the order that they run.
 
-    input_shape: (channels, height, width) of one image.
-    Raises ModelError that names what can't be traced or written down.
+    input_shape: (channels, height, width) of one image. The network has the very tensors of `module`.
+    Raises ModelError that names what can't be captured or written down.
     """
-    tracer = _Tracer()
-    try:
-        traced = fx.GraphModule(module, tracer.trace(module))
-        traced.graph.eliminate_dead_code()
-        with torch.no_grad():
-            _Shapes(traced).run(torch.zeros(2, *input_shape))
-    except Exception as error:  # torch.fx raises whatever the network's own Python code runs into
-        message = f"{type(module).__name__} can't be traced by torch.fx: {error}."
-        raise ModelError(message, "Rewrite its forward without control flow that depends on data.") from error
+    traced = traced_network(capture(module, input_shape))
+    with torch.no_grad():
+        _Shapes(traced).run(torch.zeros(BATCH, *input_shape))
     operations = _read_graph(traced)
     operations = _fuse(operations, "BatchNorm2d", ("Conv2d",), _take_batch_norm)
     operations = _fuse(operations, "Activation", ("Conv2d", "Linear", "Add", "BatchNorm2d"), _take_activation)
@@ -188,27 +175,23 @@ def _read_graph(traced: fx.GraphModule) -> list[Operation]:
             operation = _read_node(node, traced, names, {o.name for o in operations})
             names[node] = operation.inputs[0] if operation.type == "Identity" else operation.name
             operations += [operation] if operation.type != "Identity" else []
-    return operations
+    read = {source for operation in operations for source in operation.inputs}
+    return [o for o in operations if o.type != "Constant" or o.name in read]
 
 
 def _read_node(node: fx.Node, traced: fx.GraphModule, names: dict[fx.Node, str], taken: set[str]) -> Operation:
-    if node.op == "call_module":
-        module, name = traced.get_submodule(str(node.target)), str(node.target)
-        if name in taken:
-            raise ModelError(f"Layer {name!r} is used more than once.", "Give each use a layer of its own.")
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
-            message = f"Layer {name!r} has no statistics of its own: it normalizes each batch by that very batch."
-            raise ModelError(message, "Train it with track_running_stats=True.")
-        dimensions = len(node.meta["shape"])
-        options = {} if dimensions == (2 if isinstance(module, nn.Linear) else 4) else {"dimensions": dimensions}
-        return Operation(name, type(module).__name__, (names[node.all_input_nodes[0]],), node, module, options)
     if node.op == "get_attr":
         value = attribute_at(traced, str(node.target))
         return Operation(node.name, "Constant", (), node, options={"shape": list(value.shape)})
+    if node.op == "call_module":
+        module, name = traced.get_submodule(str(node.target)), str(node.target)
+        kind = "BatchNorm2d" if isinstance(module, nn.BatchNorm2d) else type(module).__name__
+        dimensions = len(node.meta["shape"])
+        options = {} if dimensions == (2 if isinstance(module, nn.Linear) else 4) else {"dimensions": dimensions}
+        return Operation(name, kind, (names[node.all_input_nodes[0]],), node, module, options)
     call: Call = read_call(node)
-    path, owner = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())[-1]
-    is_its_own_module = getattr(owner, "__module__", "").startswith("torch.nn.modules") and path not in taken
-    name = path if is_its_own_module else node.name
+    own = str(node.meta[OPERATION].name)
+    name = own if own not in taken else node.name
     return Operation(name, call.type, tuple(names[source] for source in call.sources), node, options=call.options)
 
 

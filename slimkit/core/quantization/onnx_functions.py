@@ -129,6 +129,11 @@ def _narrow(writer: Writer, layer: Layer, dim: int, start: int, length: int) -> 
     return writer.node("Slice", [*writer.inputs(layer), *numbers], f"{layer.name}.slice")
 
 
+def _take(writer: Writer, layer: Layer, dim: int, places: list[int]) -> str:
+    numbers = _integers(writer, layer, "places", places)
+    return writer.node("Gather", [*writer.inputs(layer), numbers], f"{layer.name}.taken", axis=dim)
+
+
 def _integers(writer: Writer, layer: Layer, what: str, values: list[int]) -> str:
     return writer.constant(f"{layer.name}.{what}", np.array(values, dtype=np.int64))
 
@@ -240,6 +245,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "reshape": _reshape,
     "permute": _permute,
     "narrow": _narrow,
+    "take": _take,
     "channel_means": _channel_means,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "avg_pool2d": _avg_pool2d,
