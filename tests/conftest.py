@@ -1,6 +1,8 @@
 """Small models and data that the tests share."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from slimkit.core.pruning.channels.groups import Grouping, find_groups
 from slimkit.standalone.model import SlimResNet18
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+CASES = SHARED / "cases" / "networks.py"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -94,6 +97,35 @@ def torchvision_network(name: str) -> nn.Module:
     torch.manual_seed(0)
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return unsettled(import_torchvision().models.get_model(name, weights=None, num_classes=10, **quick))
+
+
+def user_networks() -> list[type[nn.Module]]:
+    """The networks of shared/cases, where it is there."""
+    if not CASES.is_file():
+        return []
+    spec = importlib.util.spec_from_file_location("networks", CASES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["networks"] = module
+    spec.loader.exec_module(module)
+    return list(module.NETWORKS)
+
+
+def user_classifier(module: nn.Module, input_shape: tuple[int, ...]) -> Classifier:
+    """A network of a user's own, as a classifier."""
+    classes = module(torch.zeros(1, *input_shape)).shape[1]
+    architecture = Architecture(
+        model_type=type(module).__name__,
+        base={"name": type(module).__name__},
+        num_classes=classes,
+        class_names=tuple(map(str, range(classes))),
+        input_shape=input_shape,
+        output_shape=(classes,),
+        preprocessing=Preprocessing(resize=input_shape[1], crop=input_shape[1]),
+        layers=(),
+    )
+    return Classifier(module, architecture)
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """Networks as graphs: what is captured of a user's network, what is refused, and what the graph's own network does."""
 
 import copy
-import importlib.util
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import user_networks
 from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError
@@ -17,7 +15,6 @@ from slimkit.core.graph import Graph, capture
 from slimkit.standalone.graph import GraphNetwork
 from slimkit.standalone.model import torchvision_network
 
-CASES = Path(__file__).parents[2] / "shared" / "cases" / "networks.py"
 SHAPE = (3, 32, 32)
 
 
@@ -63,19 +60,6 @@ def assert_same_bits(module: nn.Module, network: nn.Module, *shapes: tuple[int, 
             assert torch.equal(module(images(count, size)), network(images(count, size))), (count, size)
 
 
-def user_networks() -> list[type[nn.Module]]:
-    if not CASES.is_file():
-        return []
-    spec = importlib.util.spec_from_file_location("networks", CASES)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["networks"] = module
-    spec.loader.exec_module(module)
-    return list(module.NETWORKS)
-
-
-@pytest.mark.skipif(not CASES.is_file(), reason="shared/cases/networks.py is not there")
 @pytest.mark.parametrize("kind", user_networks(), ids=lambda kind: kind.__name__)
 def test_networks_as_users_write_them_give_the_same_bits(kind: type[nn.Module]) -> None:
     module = kind().eval()

@@ -579,6 +579,34 @@ CALLS: dict[str, _Call] = {
     "functional.linear": _Call(functional.linear, _X | {"weight": _tensor}, {"bias": _optional(_tensor)}),
     "functional.conv1d": _Call(functional.conv1d, _X | {"weight": _tensor}, _CONVOLUTION),
     "functional.conv2d": _Call(functional.conv2d, _X | {"weight": _tensor}, _CONVOLUTION),
+    "functional.conv_transpose2d": _Call(
+        functional.conv_transpose2d,
+        _X | {"weight": _tensor},
+        {
+            "bias": _optional(_tensor),
+            "stride": _SIDES,
+            "padding": _PADDING,
+            "output_padding": _PADDING,
+            "groups": _SIDES,
+            "dilation": _SIDES,
+        },
+    ),
+    "functional.instance_norm": _Call(
+        functional.instance_norm,
+        _X,
+        {
+            "running_mean": _optional(_tensor),
+            "running_var": _optional(_tensor),
+            **_AFFINE,
+            "use_input_stats": _flag,
+            "eps": _number,
+        },
+    ),
+    "functional.rms_norm": _Call(
+        functional.rms_norm,
+        _X | {"normalized_shape": _integers},
+        {"weight": _optional(_tensor), "eps": _optional(_number)},
+    ),
     "functional.avg_pool2d": _Call(
         functional.avg_pool2d,
         _X | {"kernel_size": _SIDES},
@@ -623,6 +651,14 @@ CALLS: dict[str, _Call] = {
         f"Tensor.{name}": _Call(getattr(Tensor, name), _X)
         for name in ("abs", "exp", "sqrt", "square", "neg", "reciprocal", "rsqrt", "log", "erf", "sin", "cos", "float")
     },
+    **{
+        f"Tensor.{name}": _Call(getattr(Tensor, name), _X)
+        for name in ("expm1", "log1p", "sign", "floor", "ceil", "round", "trunc")
+    },
+    **{f"Tensor.{name}": _Call(getattr(Tensor, name), _X, _DIM | {"correction": _number}) for name in ("var", "std")},
+    "Tensor.logsumexp": _Call(Tensor.logsumexp, _X, _DIM),
+    "Tensor.cumsum": _Call(Tensor.cumsum, _X | {"dim": _integer}),
+    "slimkit.norm": _Call(torch.linalg.vector_norm, _X | {"ord": _number}, _DIM),
     **{
         f"Tensor.{name}": _Call(getattr(Tensor, name), _X | {"other": _operand})
         for name in ("add", "sub", "mul", "div", "pow")

@@ -180,7 +180,8 @@ def _slice(r: Reading) -> Call:
         raise r.refuse("cuts what follows the number of images")
     if r["step"] == 1:
         return r.call("Rearrange", "Tensor.narrow", {"input": 0}, dim, start % size if start else 0, r.shape[dim])
-    return r.call("Rearrange", "operator.getitem", {"input": 0}, [*_whole(dim), {"slice": [start, end, r["step"]]}])
+    places = {"slice": [start, min(end, size), r["step"]]}
+    return r.call("Rearrange", "operator.getitem", {"input": 0}, [*_whole(dim), places])
 
 
 def _select(r: Reading) -> Call:
@@ -246,6 +247,16 @@ def _batch_norm(r: Reading) -> Call:
     return _normalize("batch_norm", "running_mean", "running_var")(r)
 
 
+def _instance_norm(r: Reading) -> Call:
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "eps")
+    return r.call("Function", "functional.instance_norm", r["input"], **{name: r[name] for name in names})
+
+
+def _variance(r: Reading) -> Call:
+    keywords = {"correction": r["correction"], "keepdim": bool(r["keepdim"])}
+    return r.call("Function", f"Tensor.{r.node.operation}", r["self"], r["dim"], **keywords)
+
+
 def _attention(r: Reading) -> Call:
     keywords = {name: r[name] for name in ("attn_mask", "dropout_p", "is_causal", "scale")}
     made = (r["query"], r["key"], r["value"])
@@ -282,6 +293,7 @@ READERS: dict[str, Reader] = {
         name: _elementwise(f"Tensor.{name}")
         for name in ("abs", "exp", "sqrt", "square", "neg", "reciprocal", "rsqrt", "log", "erf", "sin", "cos")
     },
+    **{name: _elementwise(f"Tensor.{name}") for name in ("expm1", "log1p", "sign", "floor", "ceil", "round", "trunc")},
     "log_sigmoid": _elementwise("functional.logsigmoid"),
     "elu": _elu,
     "celu": _elementwise("functional.celu", "alpha"),
@@ -308,6 +320,19 @@ READERS: dict[str, Reader] = {
     **{name: _reduction(name) for name in ("sum", "amax", "amin")},
     "softmax": lambda r: r.call("Function", "functional.softmax", r["self"], r["dim"]),
     "log_softmax": lambda r: r.call("Function", "functional.log_softmax", r["self"], r["dim"]),
+    **dict.fromkeys(("var", "std"), _variance),
+    "norm": lambda r: r.call("Function", "slimkit.norm", r["self"], r["ord"], r["dim"], keepdim=bool(r["keepdim"])),
+    "logsumexp": _reduction("logsumexp"),
+    "cumsum": _of_tensors("Tensor.cumsum", "self", "dim"),
+    "conv1d": _of_tensors("functional.conv1d", "input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose2d": _of_tensors(
+        "functional.conv_transpose2d",
+        *("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    ),
+    "instance_norm": _instance_norm,
+    "rms_norm": lambda r: r.call(
+        "Function", "functional.rms_norm", r["input"], r["normalized_shape"], weight=r["weight"], eps=r["eps"]
+    ),
     "layer_norm": _normalize("layer_norm", "normalized_shape"),
     "group_norm": _normalize("group_norm", "num_groups"),
     "batch_norm": _batch_norm,
@@ -330,9 +355,9 @@ READERS: dict[str, Reader] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool,
     "max_pool2d": _max_pool,
     "adaptive_max_pool2d": lambda r: r.call(
-        "MaxPool2d", "functional.adaptive_max_pool2d", {"input": 0}, r["output_size"]
+        "Function", "functional.adaptive_max_pool2d", {"input": 0}, r["output_size"]
     ),
-    "upsample_nearest2d": _interpolate("nearest"),
+    **dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d"), _interpolate("nearest")),
     "upsample_bilinear2d": _interpolate("bilinear"),
     "upsample_bicubic2d": _interpolate("bicubic"),
     "pad": _pad,

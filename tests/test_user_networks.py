@@ -1,0 +1,74 @@
+"""Networks as users write them, through pruning and int8: right, or refused with the true reason."""
+
+import pytest
+import torch
+from conftest import unsettled, user_classifier, user_networks
+from graph_cases import CASES, CHANNELS, HEIGHT, WIDTH
+from test_pruning_operations import Through
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimkit.core.errors import ModelError
+from slimkit.core.pruning import prune_module
+from slimkit.core.quantization.convert import Scheme, quantize
+
+pytestmark = pytest.mark.numeric
+# What users write seldom, and what picks by values: in an int8 network these are refused
+NO_INT8_FORM = """
+adaptive_avg_pool1d adaptive_avg_pool3d addcmul addmm arange argmax avg_pool1d avg_pool3d baddbmm conv3d
+conv_transpose1d conv_transpose3d div_rounded dot einsum eq full gather ge grid_sampler gt im2col le
+logical_not lt masked_fill max_pool1d max_pool3d mv ne pow_tensor prod remainder repeat_interleave
+select_scatter slice_scatter to tril triu unfold weight_norm where
+"""
+SCHEMES: tuple[Scheme, ...] = ("static", "dynamic")
+
+
+def smooth(*shape: int) -> Tensor:
+    """Random images of large spots, which untrained networks tell apart; pixels of noise they hardly do."""
+    count, channels, height, width = shape
+    coarse = torch.randn(count, channels, height // 2, width // 2, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, scale_factor=2.0, mode="bilinear")
+
+
+def likeness(wanted: Tensor, given: Tensor) -> float:
+    """The cosine of what tells the images apart."""
+    return float(F.cosine_similarity((wanted - wanted.mean(0)).flatten(), (given - given.mean(0)).flatten(), dim=0))
+
+
+@pytest.mark.parametrize("kind", user_networks(), ids=lambda kind: kind.__name__)
+def test_a_users_network_is_cut_with_a_proof(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = unsettled(kind())
+    pruned = prune_module(module, (3, 32, 32), rate=0.5)
+    assert pruned.report.difference < 1e-4
+    assert pruned.report.reached > 0.45
+    assert pruned.module(smooth(3, 3, 32, 32)).shape == module(smooth(3, 3, 32, 32)).shape
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", user_networks(), ids=lambda kind: kind.__name__)
+def test_a_users_network_is_quantized(kind: type[nn.Module], scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    module, images = unsettled(kind()), smooth(32, 3, 32, 32)
+    made = quantize(user_classifier(module, (3, 32, 32)), scheme=scheme, calibration=[images]).classifier.module
+    with torch.no_grad():
+        assert likeness(module(images), made(images)) > 0.99
+        assert torch.equal(made(images[:1]), made(images)[:1]) or scheme == "static"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("operation", "index"), [(operation, index) for operation in CASES for index in range(len(CASES[operation]))]
+)
+def test_an_operation_is_right_in_int8_or_named(operation: str, index: int, scheme: Scheme) -> None:
+    module = Through(CASES[operation][index]().eval()).eval()
+    images = smooth(16, CHANNELS, HEIGHT, WIDTH)
+    classifier = user_classifier(module, (CHANNELS, HEIGHT, WIDTH))
+    if operation in NO_INT8_FORM.split():
+        with pytest.raises(ModelError, match="has no form in an int8 network"):
+            quantize(classifier, scheme=scheme, calibration=[images])
+        return
+    made = quantize(classifier, scheme=scheme, calibration=[images])
+    with torch.no_grad():
+        wanted, given = module(images), made.classifier.module(images)
+    assert likeness(wanted, given) > 0.9 or torch.allclose(wanted, given, atol=0.02)  # floor() and the like jump
