@@ -251,6 +251,25 @@ def test_a_batch_size_in_the_code_is_refused() -> None:
     assert "fixes the number of images" in str(refusal(Function(lambda x: x + torch.ones(len(x), 1, 1, 1))))
 
 
+def test_a_network_that_looks_like_one_from_before_is_its_own() -> None:
+    class Bounded(nn.Module):
+        def __init__(self, function: Callable[[Tensor], Tensor], factor: float) -> None:
+            super().__init__()
+            self.conv, self.function, self.factor = nn.Conv2d(3, 2, 1), function, factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.function(self.conv(x) * self.factor).mean((2, 3))
+
+    first, copied = Bounded(F.relu, 1.0).eval(), Bounded(F.relu, 1.0).eval()
+    others = [Bounded(F.relu6, 1.0).eval(), Bounded(F.relu, 1.0001).eval()]  # hardly to be told by small answers
+    graph = capture(first, SHAPE)
+    assert_same_bits(copied, capture(copied, SHAPE).network(), (2, 32))
+    assert graph.tensors["conv.weight"] is first.conv.weight
+    for other in others:
+        assert_same_bits(other, capture(other, SHAPE).network(), (2, 32))
+    assert [node.operation for node in capture(others[0], SHAPE).nodes] == ["conv2d", "mul", "relu6", "mean"]
+
+
 def test_values_that_decide_are_refused_with_the_line() -> None:
     error = refusal(Function(lambda x: x.relu() if x.sum() > 0 else x))
     assert "test_graph.py" in str(error)

@@ -19,6 +19,7 @@ from slimkit.core.graph.functional import functionalize
 from slimkit.core.graph.node import Graph
 from slimkit.core.graph.normalize import normalize
 from slimkit.core.graph.patience import OutOfTime, within
+from slimkit.core.graph.recall import forget, likeness_of, recall, remember
 from slimkit.core.graph.source import is_users
 from slimkit.core.measure.modes import evaluating, on_cpu
 
@@ -37,10 +38,19 @@ def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int 
     operation which is not in `standalone.operations.OPERATIONS`, whose outputs are several, or that answers otherwise
     than what was captured of it.
     """
-    module = on_cpu(unwrap(module))
-    program = _export(module, tuple(input_shape))
-    graph = normalize(functionalize(program), module, tuple(input_shape), output_index)
+    module, input_shape = on_cpu(unwrap(module)), tuple(input_shape)
+    likeness = likeness_of(module, input_shape, output_index)
+    graph = recall(likeness, module)
+    if graph is not None:
+        try:
+            _verify(graph, module, output_index or 0)
+            return graph
+        except ModelError:
+            forget(likeness)
+    program = _export(module, input_shape)
+    graph = normalize(functionalize(program), module, input_shape, output_index)
     _verify(graph, module, output_index or 0)
+    remember(likeness, graph, module)
     return graph
 
 

@@ -1,0 +1,153 @@
+"""Which networks slimkit takes, and whether what it makes of them is right: torchvision's classifiers, one row each.
+
+    python benchmarks/coverage.py -o coverage.json [NAME ...]
+
+Each network has random weights and 10 classes; BatchNorm's statistics are measured on the images, smooth random ones of
+64 pixels, or of the size that the network insists on. Columns:
+
+prune    at rate 0.3 by l1 without repair: the proof holds; with the share of the MACs that is left
+static   int8 by calibration: the logits differ from the float ones as an image differs from another, or less
+dynamic  the same, without calibration
+onnx     the float export, and the static int8 one: ONNX Runtime answers as the network does
+folder   the pruned network, written and read again, gives the same bits
+
+"right", or the reason for which it was refused; "wrong" and the figure otherwise. It goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slimkit.core.architecture import Architecture, Preprocessing
+from slimkit.core.compat import import_torchvision
+from slimkit.core.errors import SlimkitError
+from slimkit.core.export import check_logits, to_onnx
+from slimkit.core.folder import Classifier, read_folder, write_folder
+from slimkit.core.models.describe import describe_layers
+from slimkit.core.pruning import prune
+from slimkit.core.pruning.recalibrate import recalibrate
+from slimkit.core.quantization.convert import Scheme, quantize
+from slimkit.standalone.model import build_model
+
+CLASSES, SIZE, IMAGES = 10, 64, 16
+RATE = 0.3
+ALIKE = 0.9  # the least cosine between int8 and float logits, means over the images taken out
+FIXED = {"vit_": 224, "maxvit": 224, "inception": 96}  # sizes that networks insist on, by the start of their names
+
+
+def main() -> None:
+    """Try the networks that are not in the file yet, the smallest first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="torchvision's names (default: all classifiers)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("coverage.json"))
+    options = parser.parse_args()
+    models = import_torchvision().models
+    names = options.names or models.list_models(module=models)
+    rows = json.loads(options.output.read_text()) if options.output.exists() else {}
+    for name in sorted(names, key=_parameters):
+        if name not in rows:
+            rows[name] = try_network(name)
+            options.output.write_text(json.dumps(rows, indent=1))
+            print(f"{name:28}", *(f"{column}: {answer}" for column, answer in rows[name].items()), sep="  ", flush=True)
+    print_summary(rows)
+
+
+def try_network(name: str) -> dict[str, str]:
+    """What became of the network in each column."""
+    classifier, images = make_classifier(name)
+    made: dict[str, Classifier] = {}
+    return {
+        "prune": _answer(lambda: _pruned(classifier, made)),
+        "static": _answer(lambda: _quantized(classifier, "static", images, made)),
+        "dynamic": _answer(lambda: _quantized(classifier, "dynamic", images, made)),
+        "onnx float": _answer(lambda: _exported(classifier)),
+        "onnx int8": _answer(lambda: _exported(made["static"])) if "static" in made else "no int8 network",
+        "folder": _answer(lambda: _same_bits(made["pruned"], images)) if "pruned" in made else "not pruned",
+    }
+
+
+def make_classifier(name: str) -> tuple[Classifier, Tensor]:
+    """A network with statistics of its own, and images for it."""
+    torch.manual_seed(0)
+    size = next((size for start, size in FIXED.items() if name.startswith(start)), SIZE)
+    shape = (3, size, size)
+    images = functional.interpolate(torch.randn(IMAGES, 3, size // 8, size // 8), scale_factor=8.0, mode="bilinear")
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    module: nn.Module = import_torchvision().models.get_model(name, weights=None, num_classes=CLASSES, **quick)
+    architecture = Architecture(
+        model_type=name,
+        base={"name": name},
+        num_classes=CLASSES,
+        class_names=tuple(map(str, range(CLASSES))),
+        input_shape=shape,
+        output_shape=(CLASSES,),
+        preprocessing=Preprocessing(resize=size, crop=size),
+        layers=describe_layers(module.eval(), shape),
+    )
+    built = build_model(architecture.to_dict())
+    own = built.state_dict()
+    built.load_state_dict({key: value for key, value in module.state_dict().items() if key in own})
+    recalibrate(built, [images])
+    return Classifier(built, architecture), images
+
+
+def _answer(run: Callable[[], str]) -> str:
+    try:
+        return run()
+    except SlimkitError as error:
+        return f"refused: {error}"
+    except Exception as error:
+        return f"crashed: {type(error).__name__}: {error}"
+
+
+def _pruned(classifier: Classifier, made: dict[str, Classifier]) -> str:
+    result = prune(classifier, rate=RATE, importance="l1")
+    made["pruned"] = result.classifier
+    left = result.report.after.macs / result.report.before.macs
+    return f"right ({left:.0%} of the MACs, {result.report.reached:.0%} of the channels went)"
+
+
+def _quantized(classifier: Classifier, scheme: Scheme, images: Tensor, made: dict[str, Classifier]) -> str:
+    made[scheme] = quantize(classifier, scheme=scheme, calibration=[images]).classifier
+    with torch.no_grad():
+        wanted, given = classifier.module(images), made[scheme].module(images)
+    likeness = functional.cosine_similarity((wanted - wanted.mean(0)).flatten(), (given - given.mean(0)).flatten(), 0)
+    return "right" if likeness >= ALIKE else f"wrong: cosine {likeness:.3f}"
+
+
+def _exported(classifier: Classifier) -> str:
+    check_logits(classifier, to_onnx(classifier))
+    return "right"
+
+
+def _same_bits(classifier: Classifier, images: Tensor) -> str:
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        read = read_folder(write_folder(classifier, Path(folder) / "model").folder or Path(folder))
+        return "right" if torch.equal(read.module(images), classifier.module(images)) else "wrong"
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):
+        quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        module = import_torchvision().models.get_model(name, weights=None, **quick)
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def print_summary(rows: dict[str, dict[str, str]]) -> None:
+    """How many networks are right in each column, and in all."""
+    columns = next(iter(rows.values()))
+    for column in columns:
+        print(f"{column:12} {sum(row[column].startswith('right') for row in rows.values())} of {len(rows)}")
+    print(f"{'all':12} {sum(all(a.startswith('right') for a in row.values()) for row in rows.values())} of {len(rows)}")
+
+
+if __name__ == "__main__":
+    main()
