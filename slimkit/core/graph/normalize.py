@@ -8,6 +8,8 @@ results become one node for each result that is read, and spellings of the same 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +30,7 @@ from slimkit.standalone.operations import DTYPES, OPERATIONS
 
 _IGNORED = frozenset({"device", "layout", "pin_memory", "non_blocking", "cudnn_enabled", "copy"})
 _NO_VALUE = ("_assert", "sym_constrain", "sym_size", "_guards_fn")  # calls that give no tensor and none reads
+_IN_PLACE = re.compile(r"_(_\d+)?$")  # what is left of a name such as add_ or relu__1
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -168,13 +171,15 @@ class _Reader:
         """Append a node; its name."""
         inputs: list[str] = []
         encoded = {name: self._encode(value, inputs) for name, value in arguments.items()}
-        name = node.name
-        while name in self._names:
-            name += "_"
+        name = self._free_name(_IN_PLACE.sub(lambda found: found[1] or "", node.name))
         self._names.add(name)
         made = Node(name, operation, tuple(inputs), encoded, module_path(node), source_line(node))
         self.nodes.append(made)
         return name
+
+    def _free_name(self, name: str) -> str:
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        return name if name not in self._names else next(other for other in numbered if other not in self._names)
 
     def result(self, value: object) -> Result:
         """What a call before gave."""
