@@ -39,7 +39,7 @@ from slimkit.core.models.describe import describe_layers
 from slimkit.core.pruning import prune
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.quantization.convert import Scheme, quantize
-from slimkit.standalone.model import build_model
+from slimkit.standalone.model import build_model, torchvision_network
 
 CLASSES, SIZE, IMAGES = 10, 64, 16
 RATE = 0.3
@@ -85,8 +85,7 @@ def make_classifier(name: str) -> tuple[Classifier, Tensor]:
     size = next((size for start, size in FIXED.items() if name.startswith(start)), SIZE)
     shape = (3, size, size)
     images = functional.interpolate(torch.randn(IMAGES, 3, size // 8, size // 8), scale_factor=8.0, mode="bilinear")
-    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    module: nn.Module = import_torchvision().models.get_model(name, weights=None, num_classes=CLASSES, **quick)
+    module = torchvision_network(name, CLASSES)
     architecture = Architecture(
         model_type=name,
         base={"name": name},
@@ -98,9 +97,7 @@ def make_classifier(name: str) -> tuple[Classifier, Tensor]:
         layers=describe_layers(module.eval(), shape),
     )
     built = build_model(architecture.to_dict())
-    own = built.state_dict()  # it knows the versions of the modules, for which MNASNet asks
-    own.update({key: value for key, value in module.state_dict().items() if key in own})
-    built.load_state_dict(own)
+    built.load_state_dict(module.state_dict())
     measured = copy.deepcopy(built)
     recalibrate(measured, [images])
     return Classifier(min(built, measured, key=lambda network: noise_cost(network, images)), architecture), images

@@ -68,6 +68,14 @@ def _slice(call: Call) -> Result:
     return call.emit("slice", {"self": call["self"], "dim": dim, "start": start, "end": end, "step": call["step"]})
 
 
+def _slice_scatter(call: Call) -> Result:
+    """A slice of everything leaves nothing of what was there."""
+    source = call["src"]
+    if isinstance(source, fx.Node) and tuple(source.meta["val"].shape) == tuple(call.value.shape) and call["step"] == 1:
+        return call.passed("src")
+    return call.emit("slice_scatter")
+
+
 def _narrow(call: Call) -> Result:
     dim = dimension(call, call["dim"])
     start, length = call["start"], call.value.shape[dim]
@@ -133,6 +141,7 @@ MOVES: dict[str, Spelling] = {
     **dict.fromkeys(("contiguous", "clone"), _contiguous),
     "copy": _copy,
     "slice": _slice,
+    "slice_scatter": _slice_scatter,
     "narrow": _narrow,
     "unbind": _unbind,
     "squeeze": _squeeze,
