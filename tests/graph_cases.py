@@ -238,7 +238,7 @@ CASES: dict[str, list[Callable[[], Case]]] = {
         lambda x: x.narrow(1, -2, 2),
         lambda x: x[:, :-1],
     ),
-    "select": _of(lambda x: x[:, 2], lambda x: x.unbind(1)[-1], lambda x: x[..., -1]),
+    "select": _of(lambda x: x.transpose(0, 1)[2], lambda x: x[:, 2], lambda x: x.unbind(1)[-1], lambda x: x[..., -1]),
     "index": [lambda: Case(lambda self, x: x[:, self.order], order=torch.tensor([3, 1, 0, 2]))],
     "index_select": [lambda: Case(lambda self, x: x.index_select(1, self.order), order=torch.tensor([3, 1, 0]))],
     "gather": _of(lambda x: x.gather(1, x.argmax(1, keepdim=True))),

@@ -26,7 +26,7 @@ class DataError(SlimkitError):
 
 
 class ModelError(SlimkitError):
-    """A network can't be built, traced, cut or quantized."""
+    """A network can't be built, captured, cut or quantized."""
 
 
 class FolderError(SlimkitError):

@@ -58,7 +58,7 @@ def equalize(classifier: Classifier, batches: Sequence[Tensor], progress: Progre
 
     batches: normalized float32 images [n, 3, h, w] each, for the largest value of each channel. The answers to them
         stay; behind ReLU6 a channel is clipped at 1.1 times the largest value that they gave, if that is below 6.
-    Raises ModelError for what torch.fx can't trace.
+    Raises ModelError for what can't be captured.
     """
     module = copy.deepcopy(classifier.module).eval()
     traced, operations = lower(module, classifier.architecture.input_shape)

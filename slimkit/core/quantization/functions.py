@@ -3,77 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from slimkit.core.errors import ModelError
-from slimkit.core.graph import Input, Node, Size, Weight
-from slimkit.core.quantization.traced import OPERATION, run_operation
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a function without weights."""
-
-    type: str  # of the standalone layer, or "Identity"
-    sources: tuple[fx.Node, ...]  # the tensors that it reads
-    options: dict[str, Any]  # "function" and "arguments", in which {"input": i} stands for sources[i]
-
-
-class Reading:
-    """A node, as the readers of this page see it."""
-
-    def __init__(self, traced: fx.Node) -> None:
-        self.node: Node = traced.meta[OPERATION]
-        self.traced = traced
-        self.sources = tuple(n for n in traced.all_input_nodes if "shape" in n.meta)
-        self.shape: tuple[int, ...] = traced.meta["shape"]
-
-    def __getitem__(self, name: str) -> Any:
-        """An argument as JSON has it: {"input": i} for a tensor."""
-        return self._encoded(self.traced.kwargs.get(name))
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor of the network's own."""
-        network = self.traced.graph.owning_module
-        assert network is not None  # it was made for one
-        path, _, attribute = name.rpartition(".")
-        found: Tensor = getattr(network.get_submodule(path), attribute)
-        return found
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of the sources."""
-        return [source.meta["shape"] for source in self.sources]
-
-    @property
-    def sizes(self) -> list[int]:
-        """The shape of the value, in which -1 stands for what follows the number of images."""
-        name = {"reshape": "shape", "expand": "size"}.get(self.node.operation)
-        given = self.node.arguments.get(name) if name else None
-        follows = [_follows_batch(size) for size in given] if isinstance(given, tuple) else [True]
-        if sum(follows) > 1:
-            raise self.refuse("gives several dimensions that follow the number of images")
-        return [-1 if i < len(follows) and follows[i] else size for i, size in enumerate(self.shape)]
-
-    def call(self, kind: str, function: str, *arguments: Any, **keywords: Any) -> Call:
-        """What calls a function of `model.CALLS`."""
-        options = {"function": function, "arguments": list(arguments)}
-        return Call(kind, self.sources, options | ({"keywords": keywords} if keywords else {}))
-
-    def refuse(self, what: str = "has no form in an int8 network") -> ModelError:
-        """The error for what can't be written down."""
-        where = f" at {self.node.source}" if self.node.source else ""
-        message = f"{self.node.name!r} ({self.node.operation}{where}) {what}."
-        return ModelError(message, "Keep this model in float.")
-
-    def _encoded(self, value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return {"input": self.sources.index(value)} if value in self.sources else value.meta["value"]
-        return [self._encoded(part) for part in value] if isinstance(value, list | tuple) else value
+from slimkit.core.graph import Input, Weight
+from slimkit.core.quantization.reading import Call, Reading
+from slimkit.core.quantization.traced import run_operation
 
 
 def read_call(node: fx.Node) -> Call:
@@ -84,12 +21,6 @@ def read_call(node: fx.Node) -> Call:
     if reader is None:
         raise reading.refuse()
     return reader(reading)
-
-
-def _follows_batch(size: object) -> bool:
-    if not isinstance(size, Size):
-        return False
-    return size.operands[0] == 0 if size.function == "image" else any(_follows_batch(o) for o in size.operands)
 
 
 Reader = Callable[[Reading], Call]
@@ -185,7 +116,8 @@ def _slice(r: Reading) -> Call:
 
 
 def _select(r: Reading) -> Call:
-    return r.call("Rearrange", "operator.getitem", {"input": 0}, [*_whole(r["dim"]), r["index"]])
+    place = [*_whole(r["dim"]), r["index"]] if r["dim"] else r["index"]
+    return r.call("Rearrange", "operator.getitem", {"input": 0}, place)
 
 
 def _whole(count: int) -> list[Any]:

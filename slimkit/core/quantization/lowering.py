@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimkit.core.graph import capture
-from slimkit.core.quantization.functions import Call, read_call
+from slimkit.core.quantization.functions import read_call
+from slimkit.core.quantization.reading import Call
 from slimkit.core.quantization.traced import OPERATION, traced_network
 
 

@@ -1,4 +1,4 @@
-"""Groups: the channels that must be cut together, derived from a traced graph."""
+"""Groups: the channels that must be cut together, derived from the trace of a graph."""
 
 from __future__ import annotations
 
