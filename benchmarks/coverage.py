@@ -4,8 +4,8 @@
 
 Each network has random weights and 10 classes. The images are smooth random ones of 64 pixels, or of the size that the
 network insists on. Random networks may amplify any error, or answer alike to all images. So BatchNorm's statistics are
-measured on the images, or stay 0 and 1, whichever lets noise of a code in the images' pixels change the logits less; and
-the images are of 128 pixels where these are too few for it. Columns:
+measured on the images, or stay 0 and 1, whichever lets noise of a code in the images' pixels change the logits less,
+and the images are of 128 pixels where 64 are too few for it. Columns:
 
 prune    at rate 0.3 by l1 without repair: the proof holds; with the share of the MACs that is left
 static   int8 by calibration: 1 - cosine to the float logits, means over the images taken out, is at most 0.1, or 5
