@@ -226,7 +226,13 @@ CASES: dict[str, list[Callable[[], Case]]] = {
     "transpose": _of(lambda x: x.transpose(1, 3)),
     "squeeze": _of(lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(2), lambda x: x[:, :1].squeeze(1)),
     "unsqueeze": _of(lambda x: x.unsqueeze(-1), lambda x: x[:, None]),
-    "expand": _of(lambda x: x[:, :1].expand_as(x), lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 3, 5)),
+    "expand": [
+        *_of(lambda x: x[:, :1].expand_as(x), lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 3, 5)),
+        lambda: Case(  # a class token
+            lambda self, x: torch.cat([self.token.expand(len(x), -1, -1), x.flatten(2).mT], 1),
+            token=torch.rand(1, 1, 4),
+        ),
+    ],
     "repeat": _of(lambda x: x.repeat(1, 2, 1, 1)),
     "repeat_interleave": _of(lambda x: x.repeat_interleave(2, dim=1)),
     "cat": _of(lambda x: torch.cat([x, x.relu()], 1), lambda x: torch.cat(x.split(split_size=2, dim=1)[::-1], dim=1)),

@@ -516,6 +516,11 @@ def _take(x: Tensor, dim: int, places: list[int]) -> Tensor:
     return x.index_select(dim, torch.tensor(places))
 
 
+def _for_each(x: Tensor, like: Tensor, sizes: list[int]) -> Tensor:
+    """One and the same tensor for each of the images: [1, ...] -> [n, ...], of these sizes after the first."""
+    return x.expand(len(like), *sizes)
+
+
 def _counts(value: Any, _: int) -> bool:
     return _is_list(value, MOST_CLASSES) and all(_is_integer(v, 0, MOST_CHANNELS) for v in value)
 
@@ -684,6 +689,10 @@ CALLS: dict[str, _Call] = {
     "slimkit.cat": _Call(torch.cat, {"tensors": _tensors}, {"dim": _integer}),
     "slimkit.stack": _Call(torch.stack, {"tensors": _tensors}, {"dim": _integer}),
     "slimkit.channel_means": _Call(_channel_means, _X),
+    "slimkit.for_each": _Call(_for_each, {"input": _tensor, "like": _tensor, "sizes": _integers}),
+    "slimkit.addcmul": _Call(
+        torch.addcmul, {"input": _tensor, "tensor1": _tensor, "tensor2": _tensor}, {"value": _number}
+    ),
     "slimkit.take": _Call(_take, _X | {"dim": _integer, "places": _counts}),
 }
 

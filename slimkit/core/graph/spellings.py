@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx
 
 from slimkit.core.graph.call import Call, Parts, Result, Spelling, dimension, dimensions, traced_parts, unread
@@ -193,6 +194,12 @@ def _without_tensors(operation: str) -> Spelling:
     return read
 
 
+def _bitwise_not(call: Call) -> Result:
+    if call.own_input.dtype != torch.bool:
+        raise call.refuse("The network inverts the bits of numbers", "Use torch.logical_not, or a comparison.")
+    return call.emit("logical_not")
+
+
 SPELLINGS: dict[str, Spelling] = {
     **MOVES,
     **dict.fromkeys(("clamp", "hardtanh", "clip"), _clamp),
@@ -221,6 +228,7 @@ SPELLINGS: dict[str, Spelling] = {
     "_native_batch_norm_legit_no_training": _batch_norm_no_training,
     "instance_norm": _instance_norm,
     "_weight_norm": lambda call: call.emit("weight_norm"),
+    "bitwise_not": _bitwise_not,
     "vdot": lambda call: call.emit("dot"),
     "layer_norm": lambda call: call.renamed("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
     "native_layer_norm": _first_of("layer_norm"),

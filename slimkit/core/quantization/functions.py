@@ -115,6 +115,20 @@ def _slice(r: Reading) -> Call:
     return r.call("Rearrange", "operator.getitem", {"input": 0}, [*_whole(dim), places])
 
 
+def _expand(r: Reading) -> Call:
+    """Along the images it is repeated for each; what numbers of images there are is not known."""
+    before, sizes = r.shapes[0], r.sizes
+    if sizes[0] != -1 or (len(before) == len(sizes) and before[0] != 1):
+        return r.call("Function", "Tensor.expand", {"input": 0}, sizes)
+    image = next(iter(r.traced.graph.nodes))
+    options = {"function": "slimkit.for_each", "arguments": [{"input": 0}, {"input": 1}, sizes[1:]]}
+    return Call("Function", (r.sources[0], image), options)
+
+
+def _addcmul(r: Reading) -> Call:
+    return r.call("Function", "slimkit.addcmul", r["self"], r["tensor1"], r["tensor2"], value=r["value"])
+
+
 def _select(r: Reading) -> Call:
     place = [*_whole(r["dim"]), r["index"]] if r["dim"] else r["index"]
     return r.call("Rearrange", "operator.getitem", {"input": 0}, place)
@@ -279,7 +293,8 @@ READERS: dict[str, Reader] = {
     "select": _select,
     "cat": _cat,
     "stack": lambda r: r.call("Function", "slimkit.stack", r["tensors"], r["dim"]),
-    "expand": lambda r: r.call("Function", "Tensor.expand", {"input": 0}, r.sizes),
+    "expand": _expand,
+    "addcmul": _addcmul,
     "repeat": lambda r: r.call("Function", "Tensor.repeat", {"input": 0}, r["repeats"]),
     "flip": lambda r: r.call("Function", "Tensor.flip", {"input": 0}, r["dims"]),
     "roll": lambda r: r.call("Function", "Tensor.roll", {"input": 0}, r["shifts"], dims=r["dims"]),
