@@ -229,7 +229,7 @@ CASES: dict[str, list[Callable[[], Case]]] = {
     "expand": [
         *_of(lambda x: x[:, :1].expand_as(x), lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 3, 5)),
         lambda: Case(  # a class token
-            lambda self, x: torch.cat([self.token.expand(len(x), -1, -1), x.flatten(2).mT], 1),
+            lambda self, x: torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).mT], 1),
             token=torch.rand(1, 1, 4),
         ),
     ],

@@ -14,7 +14,8 @@ def table() -> str:
     rows = ["| operation | pruning | int8 |", "| --- | --- | --- |"]
     for name in OPERATIONS:
         pruning = "stay" if RULES[name] is opaque else "cut"
-        rows.append(f"| {name} | {pruning} | {'yes' if name in READERS or name in LAYERS else 'refused'} |")
+        int8 = name in READERS or name in LAYERS or name == "arange"  # which is computed for the size of the images
+        rows.append(f"| {name} | {pruning} | {'yes' if int8 else 'refused'} |")
     return "\n".join(rows) + "\n"
 
 

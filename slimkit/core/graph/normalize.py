@@ -97,7 +97,7 @@ class _Reader:
         if 0 not in self.free_dimensions():
             raise ModelError(
                 "The network's code fixes the number of images in a batch.",
-                "Let forward() take it from the images: x.shape[0], or -1 in view().",
+                "Let forward() take it from the images: x.shape[0], not len(x), or -1 in view().",
             )
         specs = self._program.graph_signature.output_specs
         outputs = next(node for node in self._program.graph.nodes if node.op == "output").args[0]
