@@ -1,5 +1,7 @@
 """Networks as users write them, through pruning and int8: right, or refused with the true reason."""
 
+import io
+
 import pytest
 import torch
 from conftest import unsettled, user_classifier, user_networks
@@ -43,6 +45,30 @@ def test_a_users_network_is_cut_with_a_proof(kind: type[nn.Module]) -> None:
     assert pruned.report.difference < 1e-4
     assert pruned.report.reached > 0.45
     assert pruned.module(smooth(3, 3, 32, 32)).shape == module(smooth(3, 3, 32, 32)).shape
+
+
+def test_a_cut_network_is_one_as_any_other() -> None:
+    torch.manual_seed(0)
+    cut = prune_module(unsettled(nn.Sequential(*_layers())), (3, 32, 32), rate=0.25).module
+    images = smooth(8, 3, 32, 32)
+    again = prune_module(cut, (3, 32, 32), rate=0.5)
+    assert again.report.reached == pytest.approx(0.5)
+    assert set(again.module.state_dict()) == set(cut.state_dict())
+    made = quantize(user_classifier(cut, (3, 32, 32)), scheme="static", calibration=[images]).classifier.module
+    file = io.BytesIO()
+    torch.save(cut, file)
+    file.seek(0)
+    with torch.no_grad():
+        assert likeness(cut(images), made(images)) > 0.99
+        assert torch.equal(torch.load(file, weights_only=False)(images), cut(images))
+    cut.train()
+    cut(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in cut.parameters())
+
+
+def _layers() -> list[nn.Module]:
+    first = [nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, groups=16), nn.SiLU()]
+    return [*first, nn.Conv2d(16, 24, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
