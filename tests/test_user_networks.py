@@ -14,7 +14,6 @@ from slimkit.core.errors import ModelError
 from slimkit.core.pruning import prune_module
 from slimkit.core.quantization.convert import Scheme, quantize
 
-pytestmark = pytest.mark.numeric
 # What users write seldom, and what picks by values: in an int8 network these are refused
 NO_INT8_FORM = """
 adaptive_avg_pool1d adaptive_avg_pool3d addmm argmax avg_pool1d avg_pool3d baddbmm conv3d
