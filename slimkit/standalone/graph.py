@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimkit.standalone.layers import layer_path, torch_layers
+from slimkit.standalone.layers import layer_path, set_tensor, torch_layers
 from slimkit.standalone.operations import first_result, overload, plain_argument
 
 SIZES: dict[str, Callable[[int, int], int]] = {
@@ -57,7 +57,7 @@ class GraphNetwork(nn.Module):
         self.__layers = tuple(layers)
         modules = torch_layers(layers, tensors)
         for name, tensor in tensors.items():
-            self._register(name, tensor, modules)
+            set_tensor(self, name, tensor, modules)
         self.__modules = frozenset(modules)
         self.__steps: list[Step] = []
         self._prepare()
@@ -82,19 +82,6 @@ class GraphNetwork(nn.Module):
         registry, attribute = self._place(name)
         found: Tensor = registry[attribute]
         return found
-
-    def _register(self, name: str, tensor: Tensor, layers: Mapping[str, nn.Module]) -> None:
-        *containers, attribute = name.split(".")
-        module: nn.Module = self
-        for depth, container in enumerate(containers, 1):
-            if container not in module._modules:
-                module.add_module(container, layers.get(".".join(containers[:depth])) or nn.Module())
-            module = module.get_submodule(container)
-        if isinstance(tensor, nn.Parameter):
-            module.register_parameter(attribute, tensor)
-        else:
-            module._parameters.pop(attribute, None)  # a layer whose weight is constant
-            module.register_buffer(attribute, tensor)
 
     def _place(self, name: str) -> tuple[dict[str, Any], str]:
         """Where a tensor is kept: what exchanges tensors (`functional_call`, say) exchanges them there."""

@@ -62,6 +62,22 @@ def torch_layers(entries: Sequence[Entry], tensors: Mapping[str, Tensor]) -> dic
     return found
 
 
+def set_tensor(root: nn.Module, name: str, tensor: Tensor, layers: Mapping[str, nn.Module] | None = None) -> None:
+    """Hang a parameter or buffer at its dotted name; modules on the way are made: those of `layers`, or plain ones."""
+    *containers, attribute = name.split(".")
+    module = root
+    for depth, container in enumerate(containers, 1):
+        if container not in module._modules:
+            module.add_module(container, (layers or {}).get(".".join(containers[:depth])) or nn.Module())
+        module = module.get_submodule(container)
+    module._parameters.pop(attribute, None)  # a layer whose weight is constant has it as a buffer
+    module._buffers.pop(attribute, None)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(attribute, tensor)
+    else:
+        module.register_buffer(attribute, tensor)
+
+
 def _settings(entry: Entry) -> Any:
     """All arguments but for the values that are read."""
     return {k: v for k, v in entry["arguments"].items() if not (isinstance(v, Mapping) and "input" in v)}

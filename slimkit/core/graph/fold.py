@@ -53,19 +53,13 @@ def at_fixed_size(graph: Graph) -> Graph:
     """The graph for images of the very size that it was captured with, of any number: what follows it is computed."""
 
     def fix(value: Argument) -> Argument:
-        if not isinstance(value, Size) or _follows_batch(value):
+        if not isinstance(value, Size) or value.follows_batch:
             return value
         return evaluate_size(value.to_json(), (0, *graph.input_shape))
 
     nodes, tensors = fold_constants([node.map(fix) for node in graph.nodes], graph.tensors)
     read = {name: tensors[name] for node in nodes for name in node.weights}
     return replace(graph, nodes=nodes, tensors=read, free=graph.free & {0})
-
-
-def _follows_batch(size: Size | int) -> bool:
-    if isinstance(size, int):
-        return False
-    return size.operands[0] == 0 if size.function == "image" else any(_follows_batch(part) for part in size.operands)
 
 
 def _layers_own(value: str, kept: Sequence[Node], taken: Container[str]) -> str:

@@ -36,6 +36,13 @@ class Size:
     function: Literal["image", "add", "mul", "floordiv", "mod", "max", "min"]
     operands: tuple[Size | int, ...]
 
+    @property
+    def follows_batch(self) -> bool:
+        """Whether it changes with the number of images."""
+        if self.function == "image":
+            return self.operands[0] == 0
+        return any(isinstance(operand, Size) and operand.follows_batch for operand in self.operands)
+
     def to_json(self) -> list[Any]:
         """As `standalone.graph.evaluate_size` reads it."""
         return [self.function, *(o.to_json() if isinstance(o, Size) else o for o in self.operands)]

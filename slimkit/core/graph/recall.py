@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from slimkit.core.graph.fold import COMPUTED
 from slimkit.core.graph.node import Graph
 
 MOST = 8  # graphs, without their tensors
@@ -65,7 +64,7 @@ def _frozen(value: object) -> Hashable:
 def remember(likeness: Hashable, graph: Graph, module: nn.Module) -> None:
     """Keep a graph, if all of its tensors are the network's own."""
     own = {name: id(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    if any(own.get(name) != id(tensor) or name.startswith(COMPUTED) for name, tensor in graph.tensors.items()):
+    if any(own.get(name) != id(tensor) for name, tensor in graph.tensors.items()):
         return
     _graphs[likeness] = dataclasses.replace(graph, tensors={}), tuple(graph.tensors)
     if len(_graphs) > MOST:

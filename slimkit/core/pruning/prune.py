@@ -165,7 +165,7 @@ def carry_out(classifier: Classifier, plan: Plan, repair: Repair) -> PruneResult
     cut = cut_and_repair(plan.grouping, plan.chosen, repair)
     report = report_of(plan, cut)
     earlier = architecture.pruning_rate
-    module = fit_module(classifier.module, cut.graph).eval()
+    module = fit_module(classifier.module, cut.graph, plan.grouping.trace.random_images()).eval()
     widths = {layer.name: layer.width_before or layer.out_channels or 0 for layer in architecture.layers}
     made = dataclasses.replace(
         architecture,
@@ -205,7 +205,7 @@ def cut_and_repair(
 
 def kept_outputs(grouping: Grouping, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
     """The outputs that are left (int64) of each layer that loses some, by its path."""
-    left = ~grouping.gone(chosen)
+    left = grouping.left(chosen)
     masks = {layer.name: left[layer.outputs] for layer in grouping.trace.layers.values()}
     return {name: mask.nonzero().flatten() for name, mask in masks.items() if not mask.all()}
 

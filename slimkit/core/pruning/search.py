@@ -281,6 +281,7 @@ class Search:
     def _cut(self, widths: Sequence[int]) -> Classifier:
         """A network of these widths, for its time alone: neither proven nor repaired."""
         architecture = self.classifier.architecture
-        module = fit_module(self.classifier.module, cut_channels(self.grouping, self._narrowed(widths)))
+        cut = cut_channels(self.grouping, self._narrowed(widths))
+        module = fit_module(self.classifier.module, cut, self.grouping.trace.random_images())
         layers = describe_layers(module, self.input_shape)
         return Classifier(module, dataclasses.replace(architecture, layers=layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ def read_call(node: fx.Node) -> Call:
 Reader = Callable[[Reading], Call]
 
 
-def _elementwise(function: str, *arguments: str, first: str = "self") -> Reader:
+def _elementwise(function: str, *arguments: str) -> Reader:
     """A function of one tensor and of numbers."""
 
     def read(r: Reading) -> Call:
-        return r.call("Activation", function, r[first], *(r[name] for name in arguments))
+        return r.call("Activation", function, r["self"], *(r[name] for name in arguments))
 
     return read
 
@@ -45,20 +46,15 @@ def _gelu(r: Reading) -> Call:
     return r.call("Activation", "functional.gelu", r["self"], approximate=r["approximate"])
 
 
-def _arithmetic(name: str, kind: str = "Activation", *, reverse: bool = False) -> Reader:
-    """Of two tensors, or of one and a number."""
+def _arithmetic(name: str, kind: str = "Function", *, reverse: bool = False) -> Reader:
+    """Of two tensors, or of one and a number. kind: of the layer for the values of two."""
 
     def read(r: Reading) -> Call:
         first, second = r["self"], r["other"]
-        factor = r["alpha"]
-        if factor not in (None, 1):
-            if isinstance(second, dict):
-                raise r.refuse("multiplies one of its terms")
-            second *= factor
         if isinstance(second, dict):
-            constants = any(isinstance(v, Weight) for v in r.node.arguments.values())
-            both = len(r.sources) == 2 and not constants
-            return r.call(kind if both and kind != "Activation" else "Function", f"operator.{name}", first, second)
+            both = len(r.sources) == 2 and not r.node.weights
+            return r.call(kind if both else "Function", f"operator.{name}", first, second)
+        second *= 1 if r["alpha"] is None else r["alpha"]
         operands = (second, first) if reverse else (first, second)
         return r.call("Activation", f"operator.{name}", *operands)
 
@@ -146,13 +142,16 @@ def _cat(r: Reading) -> Call:
 
 def _avg_pool(r: Reading) -> Call:
     names = ("self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    made = r.call("AveragePool", "functional.avg_pool2d", *(r[name] for name in names))
-    return Call(made.type, made.sources, made.options | {"input_size": list(r.shapes[0][2:])})
+    return _with_input_size(r, r.call("AveragePool", "functional.avg_pool2d", *(r[name] for name in names)))
 
 
 def _adaptive_avg_pool(r: Reading) -> Call:
-    made = r.call("AveragePool", "functional.adaptive_avg_pool2d", r["self"], r["output_size"])
-    return Call(made.type, made.sources, made.options | {"input_size": list(r.shapes[0][2:])})
+    return _with_input_size(r, r.call("AveragePool", "functional.adaptive_avg_pool2d", r["self"], r["output_size"]))
+
+
+def _with_input_size(r: Reading, made: Call) -> Call:
+    """ONNX has some pools as matrices, which depend on it."""
+    return replace(made, options=made.options | {"input_size": list(r.shapes[0][2:])})
 
 
 def _max_pool(r: Reading) -> Call:
@@ -227,7 +226,7 @@ def _take(r: Reading) -> Call:
         raise r.refuse()
     size = r.shapes[0][dim]
     made = r.call("Rearrange", "slimkit.take", {"input": 0}, dim, [int(n) % size for n in numbers])
-    return Call(made.type, made.sources[:1], made.options)
+    return replace(made, sources=made.sources[:1])
 
 
 READERS: dict[str, Reader] = {

@@ -52,7 +52,9 @@ class Reading:
         """The shape of the value, in which -1 stands for what follows the number of images."""
         name = {"reshape": "shape", "expand": "size"}.get(self.node.operation)
         given = self.node.arguments.get(name) if name else None
-        follows = [_follows_batch(size) for size in given] if isinstance(given, tuple) else [True]
+        follows = (
+            [isinstance(size, Size) and size.follows_batch for size in given] if isinstance(given, tuple) else [True]
+        )
         if sum(follows) > 1:
             raise self.refuse("gives several dimensions that follow the number of images")
         return [-1 if i < len(follows) and follows[i] else size for i, size in enumerate(self.shape)]
@@ -72,9 +74,3 @@ class Reading:
         if isinstance(value, fx.Node):
             return {"input": self.sources.index(value)} if value in self.sources else value.meta["value"]
         return [self._encoded(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _follows_batch(size: object) -> bool:
-    if not isinstance(size, Size):
-        return False
-    return size.operands[0] == 0 if size.function == "image" else any(_follows_batch(o) for o in size.operands)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from slimkit.core.graph import Argument, Graph, Input, Node, Size, Weight
 from slimkit.core.graph.node import IMAGE
 from slimkit.core.graph.shapes import value_shapes
 from slimkit.standalone.graph import evaluate_size
-from slimkit.standalone.layers import layer_path, make_layer
+from slimkit.standalone.layers import layer_path, make_layer, set_tensor
 from slimkit.standalone.operations import call
 
 OPERATION = "operation"  # under which each node of torch.fx has the node of the graph, in its `meta`
@@ -21,11 +20,6 @@ LAYERS = ("conv2d", "linear", "batch_norm")
 def run_operation(operation: str, **arguments: Any) -> Any:
     """The value of an operation of the normal form."""
     return call(operation, arguments)
-
-
-def size_of(size: Any, shape: Sequence[int]) -> int:
-    """A size that follows the images, of this shape."""
-    return evaluate_size(size, shape)
 
 
 def traced_network(graph: Graph) -> fx.GraphModule:
@@ -47,7 +41,7 @@ class _Builder:
         self._paths: set[str] = set()
         self._last = IMAGE
         for name, tensor in graph.tensors.items():
-            _set(self._root, name, tensor)
+            set_tensor(self._root, name, tensor)
 
     def add(self, node: Node) -> None:
         """Append a call."""
@@ -93,7 +87,7 @@ class _Builder:
         for name in ("weight", "bias", "running_mean", "running_var"):
             given = node.weight(name)
             if given is not None:
-                _set(layer, name, self._tensors[given])
+                set_tensor(layer, name, self._tensors[given])
         _replace(self._root, path, layer)
         return path
 
@@ -103,7 +97,7 @@ class _Builder:
         if isinstance(value, Weight):
             return self._graph.get_attr(value.name)
         if isinstance(value, Size):
-            return self._graph.call_function(size_of, (value.to_json(), self._image_shape()))
+            return self._graph.call_function(evaluate_size, (value.to_json(), self._image_shape()))
         return [self._argument(part, node) for part in value] if isinstance(value, tuple) else value
 
     def _image_shape(self) -> fx.Node:
@@ -114,32 +108,14 @@ class _Builder:
         return self._shape
 
 
-def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    *containers, last = path.split(".")
-    for container in containers:
-        if container not in root._modules:
-            root.add_module(container, nn.Module())
-        root = root.get_submodule(container)
-    return root, last
-
-
-def _set(root: nn.Module, name: str, tensor: Tensor) -> None:
-    module, attribute = _parent(root, name)
-    module._parameters.pop(attribute, None)
-    module._buffers.pop(attribute, None)
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(attribute, tensor)
-    else:
-        module.register_buffer(attribute, tensor)
-
-
 def _replace(root: nn.Module, path: str, layer: nn.Module) -> None:
     """Put a layer in the place of the plain module that has its tensors; what else that holds stays."""
-    parent, name = _parent(root, path)
+    above, _, name = path.rpartition(".")
+    parent = root.get_submodule(above)
     before = parent._modules.get(name)
     for child, part in before.named_children() if before is not None else ():
         layer.add_module(child, part)
     for key, tensor in before.state_dict(keep_vars=True).items() if before is not None else ():
         if "." not in key and not hasattr(layer, key):
-            _set(layer, key, tensor)
+            set_tensor(layer, key, tensor)
     parent.add_module(name, layer)

@@ -71,12 +71,12 @@ class Grouping:
         """The network."""
         return self.trace.graph
 
-    def gone(self, chosen: Sequence[Tensor]) -> Tensor:
-        """Which atoms go when group i loses its channels `chosen[i]` (int64): bool [atoms]."""
-        lost = torch.zeros(len(self.roots), dtype=torch.bool)
+    def left(self, chosen: Sequence[Tensor]) -> Tensor:
+        """Which atoms are left when group i loses its channels `chosen[i]` (int64): bool [atoms]."""
+        kept = torch.ones(len(self.roots), dtype=torch.bool)
         for group, channels in zip(self.groups, chosen, strict=True):
-            lost[group.roots[channels]] = True
-        return lost[self.roots]
+            kept[group.roots[channels]] = False
+        return kept[self.roots]
 
 
 def find_groups(graph: Graph, *, fixed_arguments: bool = False) -> Grouping:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from slimkit.core.graph import Node, Size
+from slimkit.core.graph.node import IMAGE
 from slimkit.core.graph.run import arguments_of
 from slimkit.core.pruning.channels.trace import Tracer, spans
 from slimkit.standalone.operations import call
@@ -17,18 +18,13 @@ Rule = Callable[[Tracer, Node], Tensor]
 
 
 def moves(tracer: Tracer, node: Node) -> Tensor:
-    """The operation moves atoms as it moves numbers."""
-    if node.weights:
-        return _placed(tracer, node)
-    arguments = arguments_of(node, tracer.values, tracer.graph.tensors, tracer.shapes["input"])
-    result: Tensor = call(node.operation, arguments)
-    return result
+    """The operation moves atoms as it moves numbers; what comes from tensors of the network has no channels."""
+    still = tracer.still(node).flatten()[:1]
+    return _moved(tracer, node, {name: still.expand(tracer.graph.tensors[name].shape) for name in node.weights})
 
 
-def _placed(tracer: Tracer, node: Node) -> Tensor:
-    """Parts come from a tensor of the network: these have no channels."""
-    tensors = {name: tracer.still(node).flatten()[:1].expand(tracer.graph.tensors[name].shape) for name in node.weights}
-    result: Tensor = call(node.operation, arguments_of(node, tracer.values, tensors, tracer.shapes["input"]))
+def _moved(tracer: Tracer, node: Node, tensors: Mapping[str, Tensor]) -> Tensor:
+    result: Tensor = call(node.operation, arguments_of(node, tracer.values, tensors, tracer.shapes[IMAGE]))
     return result
 
 
@@ -41,7 +37,7 @@ def one_dimension(argument: str) -> Rule:
         for atoms in tracer.inputs(node):
             if any(dim % max(atoms.dim(), 1) in spans(atoms) for dim in dims):
                 return tracer.opaque(node)
-        return moves(tracer, node) if not node.weights else tracer.still(node)
+        return moves(tracer, node)
 
     return rule
 
@@ -76,7 +72,7 @@ def scatter(tracer: Tracer, node: Node) -> Tensor:
     keep = {name: node.arguments[name] for name in ("dim", "start", "end", "index") if name in node.arguments}
     if any(isinstance(value, Size) for value in keep.values()) and node.arguments["dim"] in spans(atoms):
         return tracer.opaque(node)
-    arguments = arguments_of(node, tracer.values, tracer.graph.tensors, tracer.shapes["input"])
+    arguments = arguments_of(node, tracer.values, tracer.graph.tensors, tracer.shapes[IMAGE])
     taken = call(part, {"self": atoms, **{n: arguments[n] for n in keep}, **({"step": 1} if part == "slice" else {})})
     tracer.atoms.unite(taken, source)
     if part == "select" and node.arguments["dim"] in spans(atoms):
@@ -96,22 +92,14 @@ def index(tracer: Tracer, node: Node) -> Tensor:
         return tracer.opaque(node)
     channels = spans(atoms)
     if not set(dims) & set(channels):
-        return moves_with_tensors(tracer, node)
+        return _moved(tracer, node, tracer.graph.tensors)
     if dims != channels[:1] or len(channels) > 1:
         return tracer.opaque(node, "its channels are picked by their number")
     numbers = tracer.graph.tensors[node.weights[0]]
     if numbers.dim() != 1 or numbers.dtype == torch.bool:
         return tracer.opaque(node, "its channels are picked by their number")
-    result = moves_with_tensors(tracer, node)
+    result = _moved(tracer, node, tracer.graph.tensors)
     tracer.mark((node.weights[0], 0), tracer.along(result, dims[0]))
-    return result
-
-
-def moves_with_tensors(tracer: Tracer, node: Node) -> Tensor:
-    """The operation on atoms, with the network's own tensors for the others."""
-    result: Tensor = call(
-        node.operation, arguments_of(node, tracer.values, tracer.graph.tensors, tracer.shapes["input"])
-    )
     return result
 
 
@@ -179,12 +167,6 @@ def reshape(tracer: Tracer, node: Node) -> Tensor:
         if len(parts) > 1 and sum(atoms.shape[dim] > 1 for dim in before) > 1:
             return tracer.opaque(node)
     return result
-
-
-def flatten(tracer: Tracer, node: Node) -> Tensor:
-    """Dimensions become one."""
-    (atoms,) = tracer.inputs(node)
-    return atoms.reshape(tracer.shape(node))
 
 
 def matching_dimensions(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

@@ -71,9 +71,7 @@ def contract(tracer: Tracer, node: Node, a: Tensor, b: Tensor) -> Tensor:
     left, right = left.expand(shape), right.expand(shape)
     if rows in spans(a):
         left, right = right, left
-    if any(dim in spans(left) for dim in range(len(shape) - 2)) or any(
-        dim in spans(right) for dim in range(len(shape) - 2)
-    ):
+    if any(dim < len(shape) - 2 for dim in (*spans(left), *spans(right))):
         tracer.atoms.unite(left.narrow(-1, 0, 1).narrow(-2, 0, 1), right)
     return right
 
@@ -105,7 +103,7 @@ def attention(tracer: Tracer, node: Node) -> Tensor:
     if heads:
         return _by_heads(tracer, node, query, key, value)
     tracer.atoms.unite(query.narrow(tokens, 0, 1), key.narrow(tokens, 0, 1))
-    tracer.mixes(node, node.inputs[node.inputs.index(node.inputs[0])])
+    tracer.mixes(node, node.inputs[0])
     return value.narrow(tokens, 0, 1)
 
 

@@ -6,7 +6,7 @@ To add an operation, say here which rule it follows; one that is listed nowhere 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from slimkit.core.graph import Graph, Node
 from slimkit.core.pruning.channels.atoms import broadcast, is_spread_over_channels
 from slimkit.core.pruning.channels.layers import LAYERS
 from slimkit.core.pruning.channels.moves import (
-    flatten,
     full,
     index,
     moves,
@@ -143,8 +142,8 @@ def im2col(tracer: Tracer, node: Node) -> Tensor:
     return rows.view(-1, 1)
 
 
-def _table(*rules: tuple[Rule, Sequence[str] | str]) -> dict[str, Rule]:
-    return {name: rule for rule, names in rules for name in (names.split() if isinstance(names, str) else names)}
+def _table(*rules: tuple[Rule, str]) -> dict[str, Rule]:
+    return {name: rule for rule, names in rules for name in names.split()}
 
 
 RULES: Mapping[str, Rule] = (
@@ -174,8 +173,7 @@ RULES: Mapping[str, Rule] = (
         (moves, "permute transpose squeeze unsqueeze expand repeat cat stack pixel_unshuffle unfold"),
         (one_dimension("dims"), "roll flip"),
         (one_dimension("dim"), "repeat_interleave"),
-        (reshape, "reshape"),
-        (flatten, "flatten"),
+        (reshape, "reshape flatten"),
         (slices, "slice"),
         (select, "select"),
         (scatter, "slice_scatter select_scatter"),

@@ -50,6 +50,11 @@ class Trace:
     tensors: Mapping[Place, Tensor]  # the atoms along a dimension of a tensor: int64 [size]
     mixed: Mapping[str, frozenset[str]]  # the nodes that add up over channels, each with those inputs of it
 
+    def random_images(self) -> Tensor:
+        """Two, of the shape that the channels were followed with: [2, channels, height, width]."""
+        shape = self.values[IMAGE].shape[1:]
+        return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
 
 def small_shape(graph: Graph) -> tuple[int, ...]:
     """The shape of the smallest image worth trying: the channels are the same, and found sooner."""

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from slimkit.core.errors import ModelError
 from slimkit.core.graph import Graph
 from slimkit.core.measure.modes import evaluating
-from slimkit.core.pruning.channels.trace import small_shape
 
 TOLERANCE = 1e-3
 
 
-def fit_module(module: nn.Module, graph: Graph) -> nn.Module:
+def fit_module(module: nn.Module, graph: Graph, images: Tensor) -> nn.Module:
     """A copy of the network with the tensors of `graph`, which was captured of it, and with layers of their sizes.
 
+    images: float32 [n, channels, height, width], for which both must answer alike.
     Raises ModelError where the copy does not answer as the graph does: its code knows the sizes by themselves.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
@@ -33,7 +33,7 @@ def fit_module(module: nn.Module, graph: Graph) -> nn.Module:
     groups = {node.weight("weight"): node.arguments.get("groups") for node in graph.nodes}
     for name, part in result.named_modules():
         _fit_fields(part, groups.get(f"{name}.weight" if name else "weight"))
-    _verify(result, graph)
+    _verify(result, graph, images)
     return result
 
 
@@ -55,9 +55,8 @@ def _fit_fields(part: nn.Module, groups: object) -> None:
         part.num_parameters = part.weight.numel()
 
 
-def _verify(module: nn.Module, graph: Graph) -> None:
+def _verify(module: nn.Module, graph: Graph, images: Tensor) -> None:
     like = next(module.parameters())
-    images = torch.randn(2, *small_shape(graph), generator=torch.Generator().manual_seed(0))
     with evaluating(module), torch.no_grad():
         try:
             given = module(images.to(like.device, like.dtype)).float().cpu()

@@ -15,7 +15,7 @@ from slimkit.core.pruning.cut.arguments import Kept, renumbered, rewritten
 
 def cut_channels(grouping: Grouping, chosen: Sequence[Tensor]) -> Graph:
     """The graph without the channels `chosen[i]` (int64) of group i; tensors that lose none are the very same."""
-    kept = Kept(grouping.trace, ~grouping.gone(chosen))
+    kept = Kept(grouping.trace, grouping.left(chosen))
     graph = grouping.graph
     tensors = dict(graph.tensors)
     for node in graph.nodes:
@@ -38,17 +38,18 @@ def _selected(tensor: Tensor, dim: int, places: Tensor) -> Tensor:
     return nn.Parameter(selected, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else selected
 
 
-def channel_masks(grouping: Grouping, chosen: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
+def channel_masks(kept: Kept) -> dict[str, dict[str, Tensor]]:
     """For each node that adds up over channels, and each input of it that loses some: what to multiply it by."""
-    left = ~grouping.gone(chosen)
     masks: dict[str, dict[str, Tensor]] = {}
-    for node, inputs in grouping.trace.mixed.items():
+    for node, inputs in kept.trace.mixed.items():
         for name in inputs:
-            atoms = grouping.trace.values[name]
-            for dim in range(atoms.dim()):
-                if dim not in spans(atoms):
-                    atoms = atoms.narrow(dim, 0, 1)
-            mask = left[atoms]
+            mask = kept.atoms[_without_repeats(kept.trace.values[name])]
             if not mask.all():
                 masks.setdefault(node, {})[name] = mask.float()
     return masks
+
+
+def _without_repeats(atoms: Tensor) -> Tensor:
+    """The first along each dimension in which nothing differs."""
+    channels = spans(atoms)
+    return atoms[tuple(slice(None) if dim in channels else slice(1) for dim in range(atoms.dim()))]

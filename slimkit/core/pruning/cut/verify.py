@@ -11,7 +11,6 @@ from slimkit.core.errors import MissedError, first_line
 from slimkit.core.graph import Graph
 from slimkit.core.graph.node import IMAGE
 from slimkit.core.pruning.channels.groups import Grouping
-from slimkit.core.pruning.channels.trace import small_shape
 from slimkit.core.pruning.cut.arguments import Kept
 from slimkit.core.pruning.cut.surgery import channel_masks
 
@@ -25,10 +24,10 @@ def verify_cut(grouping: Grouping, chosen: Sequence[Tensor], cut: Graph) -> floa
     relative to the largest logit. Raises MissedError where a difference is above TOLERANCE. The layers are compared
     because a network that damps what happens inside it (untrained ones do) has the right logits whatever is cut.
     """
-    kept = Kept(grouping.trace, ~grouping.gone(chosen))
+    kept = Kept(grouping.trace, grouping.left(chosen))
     watched = [node.name for node in grouping.graph.nodes if node.name in grouping.trace.mixed]
-    masks = channel_masks(grouping, chosen)
-    images, wanted = _first_values(grouping.graph, masks, watched)
+    images = grouping.trace.random_images()
+    wanted = _values(grouping.graph, images, channel_masks(kept), watched)
     try:
         got = _values(cut, images, {}, watched)
     except Exception as error:  # torch raises what it likes
@@ -47,25 +46,6 @@ def verify_cut(grouping: Grouping, chosen: Sequence[Tensor], cut: Graph) -> floa
                 "channels masked."
             )
     return difference
-
-
-def _first_values(
-    graph: Graph, masks: Mapping[str, Mapping[str, Tensor]], watched: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The smallest images that a network takes, of those that are tried, and what `_values` gives for them."""
-    small, whole = small_shape(graph), graph.input_shape
-    images = _random_images(small)
-    try:
-        return images, _values(graph, images, masks, watched)
-    except Exception:  # torch raises what it likes
-        if small == whole:
-            raise
-    images = _random_images(whole)
-    return images, _values(graph, images, masks, watched)
-
-
-def _random_images(shape: Sequence[int]) -> Tensor:
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _values(
