@@ -74,6 +74,15 @@ def test_torchvision_networks_give_the_same_bits_at_other_sizes(name: str) -> No
     assert_same_bits(module, graph.network(), (1, 64), (3, 96))
 
 
+def test_a_size_that_is_fixed_is_written_into_the_graph() -> None:
+    module = Function(lambda x: x.flatten(2).sum(2) / (x.shape[2] * torch.arange(1, x.shape[3] + 1).sum()))
+    graph = capture(module, SHAPE, fixed_size=True)
+    assert graph.free == {0}
+    assert "arange" not in {node.operation for node in graph.nodes}
+    assert_same_bits(module, graph.network(), (1, 32), (5, 32))
+    assert capture(module, SHAPE).free == {0, 2, 3}  # the two are not taken for each other
+
+
 def test_nodes_know_the_users_names_modules_and_lines() -> None:
     graph = capture(Small(), SHAPE)
     conv = graph.by_name["conv"]

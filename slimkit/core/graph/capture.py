@@ -6,7 +6,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -27,11 +27,14 @@ BATCH = 2  # a batch of one would be taken for a constant
 PATIENCE = 30.0  # seconds of CPU time; a network of 1,000 operations takes a fifth of it
 
 
-def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int | None = None) -> Graph:
+def capture(
+    module: nn.Module, input_shape: Sequence[int], *, fixed_size: bool = False, output_index: int | None = None
+) -> Graph:
     """The graph of a network in eval mode for images of `input_shape` (channels, height, width); `module` stays.
 
     Its tensors are those of `module` itself, in float32 on the CPU. The number of images is free, and so are height and
     width where the network lets them be. What is computed from weights alone is computed once, here.
+    fixed_size: whether height and width are fixed, which torch captures in less than half of the time.
     output_index: which of several outputs, flattened, gives the logits.
 
     Raises ModelError, with the line of the user's code, for a network that torch.export can't capture, that calls an
@@ -39,7 +42,7 @@ def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int 
     than what was captured of it.
     """
     module, input_shape = on_cpu(unwrap(module)), tuple(input_shape)
-    likeness = likeness_of(module, input_shape, output_index)
+    likeness = likeness_of(module, input_shape, fixed_size, output_index)
     graph = recall(likeness, module)
     if graph is not None:
         try:
@@ -47,7 +50,7 @@ def capture(module: nn.Module, input_shape: Sequence[int], *, output_index: int 
             return graph
         except ModelError:
             forget(likeness)
-    program = _export(module, input_shape)
+    program = _export(module, input_shape, fixed_size)
     graph = normalize(functionalize(program), module, input_shape, output_index)
     _verify(graph, module, output_index or 0)
     remember(likeness, graph, module)
@@ -72,17 +75,16 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def _export(module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+def _export(module: nn.Module, input_shape: tuple[int, ...], fixed_size: bool) -> ExportedProgram:
     """The exported program; height and width are fixed where their arithmetic takes torch too long, as in Swin."""
     images = torch.zeros(BATCH, *input_shape)
     batch, space = {0: Dim.AUTO}, dict.fromkeys(range(2, images.dim()), Dim.AUTO)
     with evaluating(module), torch.no_grad(), _silent():
         try:
-            try:
-                with within(PATIENCE):
+            if not fixed_size:
+                with suppress(OutOfTime), within(PATIENCE):
                     return torch.export.export(module, (images,), dynamic_shapes=(batch | space,), strict=False)
-            except OutOfTime:
-                return torch.export.export(module, (images,), dynamic_shapes=(batch,), strict=False)
+            return torch.export.export(module, (images,), dynamic_shapes=(batch,), strict=False)
         except Exception as error:  # the network's own code runs here, and may raise anything
             raise ModelError(
                 f"{type(module).__name__} can't be captured{_where(error)}: {first_line(error)}",

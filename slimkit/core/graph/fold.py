@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from slimkit.core.graph.node import Argument, Graph, Input, Node, Size, Weight
+from slimkit.core.graph.node import Input, Node, Size, Weight
 from slimkit.core.graph.run import arguments_of
-from slimkit.standalone.graph import evaluate_size
 from slimkit.standalone.operations import call
 
 COMPUTED = "computed"  # the path of tensors that have no name in the user's network
@@ -47,19 +45,6 @@ def fold_constants(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> tupl
         weights[name] = weight
         found[weight.name] = nn.Parameter(value) if own and value.is_floating_point() else value
     return tuple(node.replaced(weights) for node in kept), found
-
-
-def at_fixed_size(graph: Graph) -> Graph:
-    """The graph for images of the very size that it was captured with, of any number: what follows it is computed."""
-
-    def fix(value: Argument) -> Argument:
-        if not isinstance(value, Size) or value.follows_batch:
-            return value
-        return evaluate_size(value.to_json(), (0, *graph.input_shape))
-
-    nodes, tensors = fold_constants([node.map(fix) for node in graph.nodes], graph.tensors)
-    read = {name: tensors[name] for node in nodes for name in node.weights}
-    return replace(graph, nodes=nodes, tensors=read, free=graph.free & {0})
 
 
 def _layers_own(value: str, kept: Sequence[Node], taken: Container[str]) -> str:

@@ -37,12 +37,15 @@ class _Very:
         return id(self.value)
 
 
-def likeness_of(module: nn.Module, input_shape: tuple[int, ...], output_index: int | None) -> Hashable:
-    """What two networks of which one graph may be captured have in common: all but the values of their tensors."""
+def likeness_of(module: nn.Module, *options: Hashable) -> Hashable:
+    """What two networks of which one graph may be captured have in common: all but the values of their tensors.
+
+    options: of the capture.
+    """
     tensors = (*module.named_parameters(), *module.named_buffers())
     shapes = tuple((name, tuple(t.shape), t.dtype, isinstance(t, nn.Parameter)) for name, t in tensors)
     parts = tuple((path, type(part), _settings(part)) for path, part in module.named_modules())
-    return parts, shapes, input_shape, output_index
+    return parts, shapes, options
 
 
 def _settings(part: nn.Module) -> Hashable:

@@ -136,7 +136,7 @@ def _as_it_was(network: nn.Module, module: nn.Module) -> nn.Module:
 
 def group_classifier(classifier: Classifier) -> Grouping:
     """The groups of a classifier, whose code gives sizes that stay."""
-    graph = capture(classifier.module, classifier.architecture.input_shape)
+    graph = capture(classifier.module, classifier.architecture.input_shape, fixed_size=True)
     return find_groups(graph, fixed_arguments=True)
 
 

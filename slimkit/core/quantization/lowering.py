@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimkit.core.graph import capture
-from slimkit.core.graph.fold import at_fixed_size
 from slimkit.core.quantization.functions import read_call
 from slimkit.core.quantization.reading import Call
 from slimkit.core.quantization.traced import OPERATION, traced_network
@@ -74,7 +73,7 @@ def lower(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.GraphModu
     input_shape: (channels, height, width) of one image. The network has the very tensors of `module`.
     Raises ModelError that names what can't be captured or written down.
     """
-    traced = traced_network(at_fixed_size(capture(module, input_shape)))
+    traced = traced_network(capture(module, input_shape, fixed_size=True))
     with torch.no_grad():
         _Shapes(traced).run(torch.zeros(BATCH, *input_shape))
     operations = _read_graph(traced)
