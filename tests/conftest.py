@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.jit import _recursive
 
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.compat import import_torchvision
@@ -45,6 +46,14 @@ def fixed_threads() -> Iterator[None]:
 def own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record of what was made here for each test alone, wherever it runs."""
     monkeypatch.setattr(lineage, "RECORD", tmp_path / ".slimkit" / "models.json")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_traces() -> Iterator[None]:
+    """torch.jit keeps a subclass of nn.Module for each module that it traced, and every one of them slows
+    torch.export, which patches nn.Module: the store is emptied after each file of tests, as torch's own tests do."""
+    yield
+    _recursive.concrete_type_store = _recursive.ConcreteTypeStore()
 
 
 @pytest.fixture(scope="session")
