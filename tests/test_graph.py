@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError
 from slimkit.core.graph import Graph, capture
-from slimkit.standalone.graph import GraphNetwork
-from slimkit.standalone.model import torchvision_network
+from slimkit.standalone.model import GraphNetwork, torchvision_network
 
 SHAPE = (3, 32, 32)
 

@@ -10,7 +10,7 @@ from slimkit.core.pruning.channels.groups import Grouping
 from slimkit.core.pruning.channels.rules import RULES
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.cut.verify import verify_cut
-from slimkit.standalone.operations import OPERATIONS
+from slimkit.standalone.model import OPERATIONS
 
 
 class Through(nn.Module):

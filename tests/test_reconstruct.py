@@ -18,7 +18,7 @@ from slimkit.core.pruning.least_squares import Equations
 from slimkit.core.pruning.prune import kept_outputs
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.pruning.reconstruct import reconstruct
-from slimkit.standalone.graph import GraphNetwork
+from slimkit.standalone.model import GraphNetwork
 
 pytestmark = pytest.mark.numeric
 

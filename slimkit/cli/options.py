@@ -22,11 +22,17 @@ def device_flag(help: str) -> Any:
 
 
 FLAGS: dict[str, Any] = {
-    "model": typer.Argument(help="Model folder, or the name of a torchvision network such as resnet18."),
+    "model": typer.Argument(
+        help="Model folder, the name of a torchvision network such as resnet18, timm:NAME, or a class or function "
+        "of your own as FILE.py:NAME or package.module:NAME."
+    ),
     "output": typer.Option("--output", "-o", help="Where the result is written."),
     "force": typer.Option("--force", "-f", help="Replace what is already there."),
     "weights": typer.Option("--weights", metavar="FILE", help="Checkpoint with the weights of a named model."),
-    "pretrained": typer.Option("--pretrained", help="Take torchvision's ImageNet weights for a named model."),
+    "pretrained": typer.Option("--pretrained", help="Take the library's ImageNet weights for a named model."),
+    "model_args": typer.Option(
+        "--model-args", metavar="JSON", help="What your own class or function takes, such as '{\"num_classes\": 37}'."
+    ),
     "baseline": typer.Option(
         "--baseline", metavar="MODEL", help="What to compare with. Without it: the model that this one was made from."
     ),

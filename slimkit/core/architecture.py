@@ -15,6 +15,7 @@ from slimkit.core.errors import FolderError
 from slimkit.core.typed import FieldError, parse_dataclass
 
 FORMAT_VERSION = 1
+GRAPH_FORMAT_VERSION = 2  # the newest: `tensors` and the layers are a float network, which no class rebuilds
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -72,6 +73,15 @@ class Count:
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a network that is stored as its graph."""
+
+    shape: tuple[int, ...]
+    dtype: str  # a key of `standalone.model.DTYPES`
+    trained: bool  # a parameter rather than a buffer
+
+
+@dataclass(frozen=True)
 class PruningRate:
     """The share of the channels that pruning was to take away, and did."""
 
@@ -106,6 +116,7 @@ class Architecture:
     training_details: tuple[dict[str, Any], ...] = ()  # one entry per stage
     count: Count | None = None  # None: no more than the layers say
     data_seen: tuple[SeenData, ...] = ()  # the class folders that it was made with
+    tensors: dict[str, StoredTensor] | None = None  # of a network that is stored as its graph
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -128,9 +139,10 @@ class Architecture:
             architecture = parse_dataclass(Architecture, data, source)
         except FieldError as error:
             raise FolderError(f"{error}.", "Correct the field, or write the model folder again.") from None
-        if architecture.format_version > FORMAT_VERSION:
+        if architecture.format_version > GRAPH_FORMAT_VERSION:
             raise FolderError(
-                f"{source} has format version {architecture.format_version}; the newest known is {FORMAT_VERSION}.",
+                f"{source} has format version {architecture.format_version}; the newest known is "
+                f"{GRAPH_FORMAT_VERSION}.",
                 "Install a newer slimkit.",
             )
         return architecture
@@ -144,6 +156,11 @@ class Architecture:
     def parameters(self) -> int:
         """Numbers in all weights and biases, BatchNorm's scale and shift included where it is not folded."""
         return self.count.parameters if self.count else sum(layer.parameters for layer in self.layers)
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether the float network is stored as its graph: each layer is an operation, called by its `options`."""
+        return self.tensors is not None
 
     @property
     def is_quantized(self) -> bool:

@@ -22,7 +22,7 @@ def open_baseline(options: ScoreOptions | BenchmarkOptions, classifier: Classifi
         return read_folder(folder) if folder else None
     if is_folder(named):
         return read_folder(Path(named))
-    own = dataclasses.replace(options, model=named, weights=None, pretrained=False)
+    own = dataclasses.replace(options, model=named, weights=None, pretrained=False, model_args=None)
     if isinstance(options, ScoreOptions):  # for a benchmark, random weights are as good
         own = dataclasses.replace(own, weights=options.baseline_weights, pretrained=options.baseline_pretrained)
     architecture = classifier.architecture

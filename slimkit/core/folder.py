@@ -159,8 +159,8 @@ def _write_files(classifier: Classifier, folder: Path, figures: dict[str, Any]) 
 def requirements(architecture: Architecture) -> list[str]:
     """What the code in the folder imports, as lines of a requirements.txt."""
     needs = ["torch>=2.6", "pillow>=10"]
-    rebuilt_by_torchvision = not architecture.model_type.startswith("Slim") and not architecture.is_quantized
-    return [*needs, "torchvision>=0.21"] if rebuilt_by_torchvision else needs
+    has_own_code = architecture.model_type.startswith("Slim") or architecture.is_quantized or architecture.is_graph
+    return needs if has_own_code else [*needs, "torchvision>=0.21"]
 
 
 def _metadata(architecture: Architecture, folder: Path, weights: str, figures: dict[str, Any]) -> dict[str, Any]:

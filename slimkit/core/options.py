@@ -34,9 +34,10 @@ class CommonOptions:
 class ModelOptions(CommonOptions):
     """Shared by every stage that starts from a model."""
 
-    model: str
+    model: str  # a model folder, the name of a network, or one of the user's own; see `models/own.py`
     weights: Path | None = None  # a plain state dict for a named model
-    pretrained: bool = False  # torchvision's ImageNet weights for a named model
+    pretrained: bool = False  # the library's ImageNet weights for a named model
+    model_args: str | None = None  # JSON object: what the user's own class or function takes
 
 
 @dataclass(frozen=True, kw_only=True)

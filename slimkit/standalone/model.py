@@ -1,7 +1,14 @@
 """The networks: built from an architecture's JSON alone, then filled from a state dict.
 
 This file is copied into every model folder and works there without slimkit; it imports torch alone (torchvision only
-for a float network of another family than ResNet).
+for a float network that is stored by its name there). Its chapters:
+
+    Float networks               ResNets, and torchvision's networks with other widths
+    Operations of a graph        what a graph may call
+    Layers of a graph            which of them are layers of torch.nn
+    Graphs                       the interpreter of any other float network
+    What an architecture may say the checks of what may come from a stranger
+    int8 networks                their layers, and the arithmetics that compute them
 """
 
 from __future__ import annotations
@@ -12,7 +19,8 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +40,8 @@ def build_model(architecture: dict[str, Any]) -> nn.Module:
     check_layers(architecture["layers"])
     if not _is_integer(architecture["num_classes"], 1, MOST_CLASSES):
         raise ValueError(f"num_classes is {architecture['num_classes']!r:.60}, not 1 to {MOST_CLASSES}")
+    if architecture.get("tensors") is not None:
+        return build_graph(architecture["layers"], architecture["tensors"]).eval()
     if any(layer.get("inputs") for layer in architecture["layers"]):
         return Int8Network(architecture["layers"]).eval()
     model_type, num_classes = architecture["model_type"], architecture["num_classes"]
@@ -238,6 +248,551 @@ def torchvision_network(name: str, num_classes: int) -> nn.Module:
     return models.get_model(name, weights=None, num_classes=num_classes, **headless)  # type: ignore[no-any-return]  # untyped
 
 
+# ---- Operations of a graph ----
+# The ATen operations that a graph may call, by name: nothing outside of this list can be reached from a graph.
+
+# Each operation, and the overload of torch.ops.aten that computes it. An overload's schema says what it takes.
+OPERATIONS: dict[str, str] = {
+    # with weights
+    "conv1d": "conv1d",
+    "conv2d": "conv2d",
+    "conv3d": "conv3d",
+    "conv_transpose1d": "conv_transpose1d",
+    "conv_transpose2d": "conv_transpose2d.input",
+    "conv_transpose3d": "conv_transpose3d.input",
+    "linear": "linear",
+    "batch_norm": "batch_norm",
+    "instance_norm": "instance_norm",
+    "group_norm": "group_norm",
+    "layer_norm": "layer_norm",
+    "rms_norm": "rms_norm",
+    "prelu": "prelu",
+    # products of activations
+    "matmul": "matmul",
+    "bmm": "bmm",
+    "mm": "mm",
+    "baddbmm": "baddbmm",
+    "addmm": "addmm",
+    "einsum": "einsum",
+    "mv": "mv",
+    "dot": "dot",
+    "weight_norm": "_weight_norm",
+    "scaled_dot_product_attention": "scaled_dot_product_attention",
+    # element by element
+    **{
+        name: name
+        for name in [
+            "relu",
+            "relu6",
+            "hardswish",
+            "hardsigmoid",
+            "silu",
+            "sigmoid",
+            "tanh",
+            "gelu",
+            "elu",
+            "selu",
+            "celu",
+            "leaky_relu",
+            "mish",
+            "softplus",
+            "log_sigmoid",
+            "hardshrink",
+            "softshrink",
+            "abs",
+            "exp",
+            "expm1",
+            "log",
+            "log1p",
+            "sqrt",
+            "rsqrt",
+            "square",
+            "neg",
+            "reciprocal",
+            "sin",
+            "cos",
+            "erf",
+            "sign",
+            "floor",
+            "ceil",
+            "round",
+            "trunc",
+            "clamp",
+            "clamp_min",
+            "clamp_max",
+            "logical_not",
+        ]
+    },
+    "add": "add.Tensor",
+    "sub": "sub.Tensor",
+    "rsub": "rsub.Scalar",
+    "mul": "mul.Tensor",
+    "div": "div.Tensor",
+    "div_rounded": "div.Tensor_mode",
+    "pow": "pow.Tensor_Scalar",
+    "pow_tensor": "pow.Tensor_Tensor",
+    "addcmul": "addcmul",
+    "maximum": "maximum",
+    "minimum": "minimum",
+    "where": "where.self",
+    "masked_fill": "masked_fill.Scalar",
+    **{name: f"{name}.Scalar" for name in ("eq", "ne", "lt", "le", "gt", "ge", "remainder")},
+    "to": "to.dtype",
+    "dropout": "dropout",
+    "feature_dropout": "feature_dropout",
+    # over pixels
+    "max_pool1d": "max_pool1d",
+    "max_pool2d": "max_pool2d",
+    "max_pool3d": "max_pool3d",
+    "avg_pool1d": "avg_pool1d",
+    "avg_pool2d": "avg_pool2d",
+    "avg_pool3d": "avg_pool3d",
+    "adaptive_avg_pool1d": "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d": "adaptive_avg_pool3d",
+    "adaptive_max_pool2d": "adaptive_max_pool2d",
+    "upsample_nearest1d": "upsample_nearest1d.vec",
+    "upsample_nearest2d": "upsample_nearest2d.vec",
+    "upsample_bilinear2d": "upsample_bilinear2d.vec",
+    "upsample_bicubic2d": "upsample_bicubic2d.vec",
+    "pad": "pad",
+    "pixel_shuffle": "pixel_shuffle",
+    "pixel_unshuffle": "pixel_unshuffle",
+    "unfold": "unfold",
+    "im2col": "im2col",
+    "grid_sampler": "grid_sampler",
+    # reductions
+    "mean": "mean.dim",
+    "sum": "sum.dim_IntList",
+    "amax": "amax",
+    "amin": "amin",
+    "argmax": "argmax",
+    "prod": "prod.dim_int",
+    "var": "var.correction",
+    "std": "std.correction",
+    "norm": "linalg_vector_norm",
+    "logsumexp": "logsumexp",
+    "cumsum": "cumsum",
+    "softmax": "softmax.int",
+    "log_softmax": "log_softmax.int",
+    # shapes and places
+    "reshape": "reshape",
+    "flatten": "flatten.using_ints",
+    "permute": "permute",
+    "transpose": "transpose.int",
+    "squeeze": "squeeze.dims",
+    "unsqueeze": "unsqueeze",
+    "expand": "expand",
+    "repeat": "repeat",
+    "repeat_interleave": "repeat_interleave.self_int",
+    "cat": "cat",
+    "stack": "stack",
+    "slice": "slice.Tensor",
+    "select": "select.int",
+    "index": "index.Tensor",
+    "index_select": "index_select",
+    "gather": "gather",
+    "flip": "flip",
+    "roll": "roll",
+    "select_scatter": "select_scatter",
+    "slice_scatter": "slice_scatter",
+    "contiguous": "contiguous",
+    "tril": "tril",
+    "triu": "triu",
+    # numbers that are not computed from the image
+    "arange": "arange.start_step",
+    "full": "full",
+}
+
+
+PRODUCTS = {"matmul", "bmm", "mm", "baddbmm", "addmm", "einsum", "mv", "dot", "scaled_dot_product_attention"}
+
+DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+
+MEMORY_FORMATS = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "channels_last_3d")}
+
+
+@functools.cache
+def overload(operation: str) -> Any:
+    """The function of torch.ops.aten that computes an operation. Raises ValueError for one that is not listed."""
+    if operation not in OPERATIONS:
+        raise ValueError(f"there is no operation called {operation!r}")
+    packet, _, name = OPERATIONS[operation].partition(".")
+    return getattr(getattr(torch.ops.aten, packet), name or "default")
+
+
+def plain_argument(name: str, value: Any) -> Any:
+    """What torch takes for an argument that JSON holds by its name: a dtype or a memory format."""
+    if value is None or name not in ("dtype", "memory_format"):
+        return value
+    return DTYPES[value] if name == "dtype" else MEMORY_FORMATS[value]
+
+
+def call(operation: str, arguments: Mapping[str, Any]) -> Any:
+    """The value of an operation, all of whose arguments are there."""
+    return first_result(overload(operation)(**{name: plain_argument(name, value) for name, value in arguments.items()}))
+
+
+def first_result(result: Any) -> Any:
+    """Of an operation's several results the one that counts."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+# ---- Layers of a graph ----
+# The operations of a graph that are whole layers of torch.nn, as such layers.
+#
+# What looks at the modules of a network (hooks, optimizers, whoever freezes BatchNorm) finds in a graph's network the
+# convolutions, linear layers and norms that the original had, at their paths.
+
+Entry = Mapping[str, Any]  # one layer of a graph
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm over channels of any number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+_SPATIAL = ("stride", "padding", "dilation")
+_CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {f"conv{n}d": getattr(nn, f"Conv{n}d") for n in (1, 2, 3)}
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def layer_path(entry: Entry) -> str | None:
+    """The path of the layer that an operation may be, told by the names of its tensors; None where it can be none."""
+    is_norm = entry["operation"] == "batch_norm"
+    if (not is_norm and entry["operation"] not in (*_CONVOLUTIONS, "linear")) or len(entry["inputs"]) != 1:
+        return None
+    names = {name: _tensor_name(entry, name) for name in (_NORM_TENSORS if is_norm else ("weight", "bias"))}
+    path = (names["running_mean" if is_norm else "weight"] or "").rpartition(".")[0]
+    fits = path and all(name in (None, f"{path}.{part}") for part, name in names.items())
+    return path if fits else None
+
+
+def torch_layers(entries: Sequence[Entry], tensors: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """The layers of a graph by their paths, without their tensors.
+
+    Left out are those whose tensors other operations read too, or that are called in different ways.
+    """
+    calls: dict[str | None, list[Entry]] = defaultdict(list)
+    readers: dict[str, set[str | None]] = defaultdict(set)
+    for entry in entries:
+        path = layer_path(entry)
+        calls[path].append(entry)
+        for name in _tensor_names(entry["arguments"]):
+            readers[name].add(path)
+    calls.pop(None, None)
+    found = {}
+    for path, entries_of in calls.items():
+        settings = [_settings(entry) for entry in entries_of]
+        own = {name for entry in entries_of for name in _tensor_names(entry["arguments"])}
+        if all(s == settings[0] for s in settings) and all(readers[name] == {path} for name in own):
+            layer = make_layer(entries_of[0], tensors)
+            if layer is not None:
+                found[str(path)] = layer
+    return found
+
+
+def set_tensor(root: nn.Module, name: str, tensor: Tensor, layers: Mapping[str, nn.Module] | None = None) -> None:
+    """Hang a parameter or buffer at its dotted name; modules on the way are made: those of `layers`, or plain ones."""
+    *containers, attribute = name.split(".")
+    module = root
+    for depth, container in enumerate(containers, 1):
+        if container not in module._modules:
+            module.add_module(container, (layers or {}).get(".".join(containers[:depth])) or nn.Module())
+        module = module.get_submodule(container)
+    module._parameters.pop(attribute, None)  # a layer whose weight is constant has it as a buffer
+    module._buffers.pop(attribute, None)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(attribute, tensor)
+    else:
+        module.register_buffer(attribute, tensor)
+
+
+def _settings(entry: Entry) -> Any:
+    """All arguments but for the values that are read."""
+    return {k: v for k, v in entry["arguments"].items() if not (isinstance(v, Mapping) and "input" in v)}
+
+
+def make_layer(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """The layer of torch.nn that an operation is, with tensors that are yet to be set; None where it is none."""
+    arguments, operation = entry["arguments"], entry["operation"]
+    if operation == "batch_norm":
+        return _make_norm(entry, tensors)
+    weight = tensors.get(_tensor_name(entry, "weight") or "")
+    if weight is None:
+        return None
+    bias = _tensor_name(entry, "bias") is not None
+    if operation == "linear":
+        return nn.Linear(weight.shape[1], weight.shape[0], bias, device="meta") if weight.dim() == 2 else None
+    kernel, groups = tuple(weight.shape[2:]), arguments.get("groups", 1)
+    settings = {name: _spread(arguments[name], len(kernel)) for name in _SPATIAL if name in arguments}
+    inputs = weight.shape[1] * groups
+    layer = _CONVOLUTIONS[operation]
+    return layer(inputs, weight.shape[0], kernel, groups=groups, bias=bias, device="meta", **settings)
+
+
+def _make_norm(entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """A BatchNorm that has all of its tensors, or statistics alone."""
+    arguments = entry["arguments"]
+    names = {name: _tensor_name(entry, name) for name in _NORM_TENSORS}
+    affine = names["weight"] is not None
+    if affine != (names["bias"] is not None) or names["running_var"] is None or arguments.get("training"):
+        return None
+    channels = tensors[str(names["running_mean"])].numel()
+    norm = BatchNorm(channels, arguments["eps"], arguments["momentum"], affine, device="meta")
+    del norm.num_batches_tracked  # it is no tensor of the graph, and counts for nothing with a fixed momentum
+    norm.num_batches_tracked = None
+    return norm
+
+
+def _spread(value: Any, dimensions: int) -> tuple[int, ...]:
+    """One number for each dimension of space."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return tuple(numbers) if len(numbers) == dimensions else tuple(numbers[:1]) * dimensions
+
+
+def _tensor_name(entry: Entry, argument: str) -> str | None:
+    value = entry["arguments"].get(argument)
+    return value.get("weight") if isinstance(value, Mapping) else None
+
+
+def _tensor_names(value: Any) -> list[str]:
+    """The names of all tensors in nested arguments."""
+    if isinstance(value, Mapping) and set(value) == {"weight"}:
+        return [value["weight"]]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [name for part in parts for name in _tensor_names(part)]
+
+
+# ---- Graphs ----
+# Networks as graphs of ATen operations, and the interpreter that runs them.
+#
+# A graph is data. Each entry of its layers names one of OPERATIONS, the layers whose results it reads, and the
+# operation's arguments by the names of torch's own schemas.
+
+SIZES: dict[str, Callable[[int, int], int]] = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "floordiv": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
+    "max": max,
+    "min": min,
+}
+
+UNBOUNDED = ("inf", "-inf", "nan")  # the numbers that JSON does not know
+
+Values = Mapping[str, Any]
+Resolver = Callable[[Values, torch.Size], Any]
+
+
+def evaluate_size(size: Any, shape: Sequence[int]) -> int:
+    """An integer of the form n, ["image", dim] (of the images' `shape`) or [name of SIZES, size, size]."""
+    if isinstance(size, int):
+        return size
+    if size[0] == "image":
+        return shape[int(size[1])]
+    first, second = (evaluate_size(part, shape) for part in size[1:])
+    return SIZES[size[0]](first, second)
+
+
+class GraphNetwork(nn.Module):
+    """A network run from its graph: images [n, channels, height, width] -> logits [n, classes].
+
+    Its tensors hang at the dotted paths that are their names, so the state dict has the keys of the original network.
+    In training mode BatchNorm and dropout do what they do in training; each BatchNorm heeds the mode of its own module.
+    """
+
+    def __init__(self, layers: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
+        """Build it around `tensors`, by name; those that are nn.Parameter are trained.
+
+        layers: in the order that they run; each has a `name`, an `operation`, the names of its `inputs` ("input" is the
+            images) and `arguments`, in which {"input": i} stands for the i-th input, {"weight": name} for a tensor,
+            {"size": ...} for a size. The last one gives the logits.
+        Raises ValueError that names the layer which can't be built.
+        """
+        super().__init__()
+        self.layers = tuple(layers)
+        modules = torch_layers(layers, tensors)
+        for name, tensor in tensors.items():
+            set_tensor(self, name, tensor, modules)
+        self.__modules = frozenset(modules)
+        self.__steps: list[Step] = []
+        self._prepare()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized images -> logits, of the dtype that the weights have."""
+        values = {"input": x}
+        for step in self.steps:
+            step.run(values, x.shape)
+        logits: Tensor = values[self.steps[-1].name]
+        return logits
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The operations in the order that they run."""
+        if not self.__steps:
+            self._prepare()
+        return self.__steps
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of that name."""
+        registry, attribute = self._place(name)
+        found: Tensor = registry[attribute]
+        return found
+
+    def _place(self, name: str) -> tuple[dict[str, Any], str]:
+        """Where a tensor is kept: what exchanges tensors (`functional_call`, say) exchanges them there."""
+        path, _, attribute = name.rpartition(".")
+        module = self.get_submodule(path)
+        registry = module._parameters if attribute in module._parameters else module._buffers
+        if attribute not in registry:
+            raise ValueError(f"there is no tensor {name!r}")
+        return registry, attribute
+
+    def _prepare(self) -> None:
+        known = {"input"}
+        for layer in self.layers:
+            name, inputs = layer["name"], layer["inputs"]
+            if name in known or not known.issuperset(inputs):
+                raise ValueError(f"layer {name!r} has no name of its own, or reads what is no earlier layer: {inputs}")
+            known.add(name)
+        read: set[str] = {self.layers[-1]["name"]}
+        for layer in reversed(self.layers):
+            expired = tuple(dict.fromkeys(source for source in layer["inputs"] if source not in read))
+            read.update(expired)
+            self.__steps.insert(0, Step(self, layer, expired, self.__modules))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what is tied to these very tensors."""
+        return {**self.__dict__, "_GraphNetwork__steps": []}
+
+
+def build_graph(layers: Sequence[dict[str, Any]], tensors: Any) -> GraphNetwork:
+    """The network of `layers`, whose options give operation and arguments, with uninitialised tensors.
+
+    tensors: by name the shape, the dtype, and whether it is trained. Raises ValueError that names what can't be built.
+    """
+    check_tensors(tensors)
+    made = {name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]]) for name, entry in tensors.items()}
+    trained = {name: nn.Parameter(made[name]) for name, entry in tensors.items() if entry["trained"]}
+    try:
+        return GraphNetwork([_graph_entry(layer) for layer in layers], {**made, **trained})
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the layers are no graph: {error}") from error
+
+
+def _graph_entry(layer: dict[str, Any]) -> dict[str, Any]:
+    """One operation, as GraphNetwork takes it."""
+    options = layer.get("options") or {}
+    operation, arguments = options.get("operation"), options.get("arguments")
+    if not isinstance(operation, str) or not isinstance(arguments, dict):
+        raise ValueError(f"layer {layer['name']!r} has no operation with arguments")
+    return {
+        "name": layer["name"],
+        "operation": operation,
+        "inputs": list(layer.get("inputs") or ()),
+        "arguments": arguments,
+    }
+
+
+class Step:
+    """One operation, with its arguments as far as they can be known before the images come."""
+
+    def __init__(
+        self, network: GraphNetwork, layer: Mapping[str, Any], expired: tuple[str, ...], modules: Container[str]
+    ) -> None:
+        self.name: str = layer["name"]
+        self._expired = expired  # the values that no later step reads
+        self._inputs: tuple[str, ...] = tuple(layer["inputs"])
+        path = layer_path(layer)
+        self._layer = network.get_submodule(path) if path is not None and path in modules else None
+        self._network = network
+        self._operation: str = layer["operation"]
+        self._function = overload(self._operation)
+        self._weights = [network._place(tensor) for tensor in _tensor_names(layer["arguments"])]
+        self._modes = self._read_modes(layer)
+        given = dict(layer["arguments"])
+        self._fixed: dict[str, Any] = {}
+        self._open: list[tuple[str, Resolver]] = []
+        for argument in self._function._schema.arguments:
+            if argument.name in given:
+                self._take(argument.name, given.pop(argument.name))
+        if given:
+            raise ValueError(f"layer {self.name!r}: {layer['operation']} takes no {', '.join(given)}")
+        if layer["operation"] in ("arange", "full"):
+            self._open.append(("device", lambda values, _: next(iter(values.values())).device))  # that of the images
+
+    def run(self, values: dict[str, Any], shape: torch.Size) -> None:
+        """Compute the operation's value into `values`, and drop what is not needed any more. shape: of the images."""
+        values[self.name] = self._compute(values, shape)
+        for name in self._expired:
+            del values[name]
+
+    def _compute(self, values: Values, shape: torch.Size) -> Any:
+        if self._layer is not None:
+            return self._layer(values[self._inputs[0]])
+        arguments = dict(self._fixed)
+        for name, resolve in self._open:
+            arguments[name] = resolve(values, shape)
+        for name, module in self._modes:
+            arguments[name] = arguments[name] or module.training
+        return first_result(self._function(**arguments))
+
+    def products(self, values: Values) -> int:
+        """At most so many multiply-adds, or values of a window, make each value that it will compute of `values`."""
+        operands = [registry[attribute] for registry, attribute in self._weights]
+        sizes = [tensor[0].numel() for tensor in operands if tensor.dim() > 1 and tensor.numel()]
+        if self._operation in PRODUCTS:
+            operands += [value for value in map(values.get, self._inputs) if isinstance(value, Tensor)]
+            sizes += [size for tensor in operands for size in tensor.shape]
+        window = [size for size in _leaves([self._fixed.get("kernel_size", 1)]) if type(size) is int]
+        return max(sizes, default=1) * max(1, math.prod(window))
+
+    def _read_modes(self, layer: Mapping[str, Any]) -> list[tuple[str, nn.Module]]:
+        """The arguments that say whether this is training, each with the module that knows."""
+        if layer["operation"] in ("dropout", "feature_dropout"):
+            return [("train", self._network)]
+        if layer["operation"] == "batch_norm" and layer["arguments"].get("running_mean"):
+            path = layer["arguments"]["running_mean"]["weight"].rpartition(".")[0]
+            return [("training", self._network.get_submodule(path))]
+        return []
+
+    def _take(self, name: str, value: Any) -> None:
+        value = plain_argument(name, value)
+        resolve = self._resolver(value)
+        if resolve is None:
+            self._fixed[name] = value
+        else:
+            self._open.append((name, resolve))
+
+    def _resolver(self, value: Any) -> Resolver | None:
+        """How to get an argument's value once the images are there; None where it is known already."""
+        if isinstance(value, Mapping):
+            ((kind, what),) = value.items()
+            if kind == "input":
+                source = self._inputs[what]
+                return lambda values, _: values[source]
+            if kind == "weight":
+                registry, attribute = self._network._place(what)
+                return lambda *_: registry[attribute]
+            if kind == "size":
+                return lambda _, shape: evaluate_size(what, shape)
+            if kind == "number" and what in UNBOUNDED:
+                return lambda *_: float(what)
+            raise ValueError(f"layer {self.name!r} has an argument of the unknown kind {kind!r}")
+        if isinstance(value, list | tuple):
+            parts = [self._resolver(part) for part in value]
+            if any(parts):
+                pairs = list(zip(value, parts, strict=True))
+                return lambda values, shape: [part(values, shape) if part else fixed for fixed, part in pairs]
+        return None
+
+
 # ---- What an architecture may say ----
 
 MOST_LAYERS = 10_000
@@ -259,6 +814,30 @@ _ARITHMETIC: dict[str, tuple[Any, ...]] = {
 _WORDS = {"activation": ("relu", "relu6"), **_ARITHMETIC}
 
 
+def check_tensors(tensors: Any) -> None:
+    """Raise ValueError that names the first entry of a graph's `tensors` that can't be. It takes no memory for them."""
+    if not isinstance(tensors, dict) or len(tensors) > 4 * MOST_LAYERS:
+        raise ValueError(f"the field 'tensors' is no object of at most {4 * MOST_LAYERS} tensors")
+    for name, entry in tensors.items():
+        if not _is_tensor(entry) or len(name) > 500 or not all(name.split(".")):
+            raise ValueError(f"tensor {name!r:.80} can't be made: it is {entry!r:.80}")
+    if (size := tensor_bytes(tensors)) > MOST_BYTES:
+        raise ValueError(f"the tensors have {size / 2**30:.1f} GiB; {MOST_BYTES / 2**30:g} is the most")
+
+
+def _is_tensor(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
+        return False
+    is_shape = _is_list(entry.get("shape"), 8) and all(_is_integer(size, 0, MOST_BYTES) for size in entry["shape"])
+    floats = DTYPES[entry["dtype"]].is_floating_point
+    return is_shape and type(entry.get("trained")) is bool and (floats or not entry["trained"])
+
+
+def tensor_bytes(tensors: Mapping[str, dict[str, Any]]) -> int:
+    """The bytes of a graph's tensors (see `check_tensors`)."""
+    return sum(math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize for entry in tensors.values())
+
+
 def check_layers(layers: Any) -> None:
     """Raise ValueError that names the first entry of an architecture's `layers` with a field that can't be.
 
@@ -272,12 +851,19 @@ def check_layers(layers: Any) -> None:
         for key, value in entry.items():
             if value is not None and not _is_field(key, value):
                 raise ValueError(f"layer {entry['name']!r} can't be built: its {key} is {value!r:.80}")
-    if (size := declared_bytes(layers)) > MOST_BYTES:
+    if (size := _layer_bytes(layers)) > MOST_BYTES:
         raise ValueError(f"the layers have {size / 2**30:.1f} GiB of weights; {MOST_BYTES / 2**30:g} is the most")
 
 
-def declared_bytes(layers: Sequence[dict[str, Any]]) -> int:
-    """The bytes of the weights that `layers` (see `check_layers`) give shapes of; biases and scales are not counted."""
+def declared_bytes(architecture: dict[str, Any]) -> int:
+    """The bytes of the weights that a checked architecture gives shapes of; biases and scales are not counted."""
+    if (tensors := architecture.get("tensors")) is not None:
+        check_tensors(tensors)
+        return tensor_bytes(tensors)
+    return _layer_bytes(architecture["layers"])
+
+
+def _layer_bytes(layers: Sequence[dict[str, Any]]) -> int:
     return sum(_declared_bytes(entry) for entry in layers)
 
 
@@ -316,7 +902,7 @@ def _is_option(key: Any, value: Any) -> bool:
         return _is_list(value, 6) and all(_is_integer(v, 1, MOST_CHANNELS) for v in value)
     if key == "dimensions":
         return _is_integer(value, 1, 6)
-    kinds: dict[Any, Any] = {"function": str, "arguments": list | tuple, "keywords": dict}
+    kinds: dict[Any, Any] = {"function": str, "operation": str, "arguments": list | tuple | dict, "keywords": dict}
     return key in kinds and isinstance(value, kinds[key])
 
 
@@ -333,6 +919,9 @@ def check_network(network: nn.Module, input_shape: Sequence[int], num_classes: i
 
     Raises ValueError that names the layer which can't compute, or would take too much, or if there are no logits.
     """
+    if isinstance(network, GraphNetwork):
+        _require_logits(graph_answer(network, input_shape), num_classes)
+        return
     sizes: dict[str, int] = {}
     products, reached = 0, "the first layer"
 
@@ -367,10 +956,48 @@ def check_network(network: nn.Module, input_shape: Sequence[int], num_classes: i
     finally:
         for handle in hooks:
             handle.remove()
-    if tuple(logits.shape) != (CHECKED_IMAGES, num_classes):
-        raise ValueError(f"it answers {CHECKED_IMAGES} images with {list(logits.shape)}, not {num_classes} logits each")
+    _require_logits(logits, num_classes)
     if isinstance(network, Int8Network) and (most := network.most_values(sizes)) > 4 * MOST_VALUES:
         raise ValueError(f"its layers hold {most:,} values for one image at the same time")
+
+
+def _require_logits(answer: Any, num_classes: int) -> None:
+    shape = list(answer.shape) if isinstance(answer, Tensor) else answer
+    if shape != [CHECKED_IMAGES, num_classes]:
+        raise ValueError(f"it answers {CHECKED_IMAGES} images with {shape}, not {num_classes} logits each")
+
+
+def graph_answer(network: GraphNetwork, input_shape: Sequence[int]) -> Any:
+    """What a graph's network answers, by shapes alone. Raises ValueError that names the layer which can't compute."""
+    images = torch.empty(CHECKED_IMAGES, *input_shape, device="meta", dtype=_float_type(network))
+    without_numbers = GraphNetwork(network.layers, {k: t.to("meta") for k, t in network.state_dict().items()})
+    values: dict[str, Any] = {"input": images}
+    products = 0
+    step = None
+    try:
+        with torch.no_grad():
+            for step in without_numbers.steps:
+                each = step.products(values)
+                step.run(values, images.shape)
+                held = {name: _count_values(value) for name, value in values.items()}
+                products += held[step.name] * each
+                if held[step.name] > MOST_VALUES or sum(held.values()) > 4 * MOST_VALUES or products > MOST_PRODUCTS:
+                    raise ValueError(f"{sum(held.values()):,} values for one image, after {products:,} multiply-adds")
+    except Exception as error:  # whatever torch has to say of shapes that do not fit
+        reached = f"layer {step.name!r}" if step is not None else "the first layer"
+        raise ValueError(f"{reached} can't compute its output: {str(error).partition(chr(10))[0]}") from error
+    return values[step.name] if step is not None else None
+
+
+def _count_values(value: Any) -> int:
+    """How many numbers a value holds for one image."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return sum(part.numel() for part in parts if isinstance(part, Tensor)) // CHECKED_IMAGES
+
+
+def _float_type(network: nn.Module) -> torch.dtype:
+    """The type that the images must have."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _is_leaf(part: nn.Module) -> bool:

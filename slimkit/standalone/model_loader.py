@@ -44,7 +44,7 @@ from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 METADATA = "model_metadata.json"
-FORMAT_VERSION = 1  # the newest that is understood here
+FORMAT_VERSIONS = (1, 2)  # that are understood here; 2: a float network as its graph
 MB = 2**20  # bytes
 MOST_JSON = 64 * MB
 LARGEST_SIDE = 2**14  # pixels of an image
@@ -90,8 +90,8 @@ def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
 def verify(folder: Path) -> dict[str, Path]:
     """Compare every file that model_metadata.json lists with its sha256; gives the files by what they hold."""
     metadata = _read_json(folder / METADATA)
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{folder / METADATA}: format_version is not {FORMAT_VERSION}, the only one understood here")
+    if metadata.get("format_version") not in FORMAT_VERSIONS:
+        raise ValueError(f"{folder / METADATA}: format_version is none of {FORMAT_VERSIONS}, which are understood here")
     files, digests = metadata.get("files"), metadata.get("sha256")
     if not isinstance(files, dict) or not {"weights", "architecture"} <= files.keys():
         raise ValueError(f"{folder / METADATA}: the field 'files' is missing or wrong")
@@ -214,7 +214,7 @@ def _build(architecture: dict[str, Any], source: Path, stored: int) -> nn.Module
     code = _model_code()
     try:
         code.check_layers(architecture["layers"])
-        if (declared := code.declared_bytes(architecture["layers"])) > 2 * stored + SPARE_BYTES:  # two may share theirs
+        if (declared := code.declared_bytes(architecture)) > 2 * stored + SPARE_BYTES:  # two may share theirs
             raise ValueError(f"its layers have {declared:,} bytes of weights; the weights file holds {stored:,}")
         model: nn.Module = code.build_model(architecture)
         code.check_network(model, architecture["input_shape"], architecture["num_classes"])

@@ -38,7 +38,7 @@ def capture(
     output_index: which of several outputs, flattened, gives the logits.
 
     Raises ModelError, with the line of the user's code, for a network that torch.export can't capture, that calls an
-    operation which is not in `standalone.operations.OPERATIONS`, whose outputs are several, or that answers otherwise
+    operation which is not in `standalone.model.OPERATIONS`, whose outputs are several, or that answers otherwise
     than what was captured of it.
     """
     module, input_shape = on_cpu(unwrap(module)), tuple(input_shape)

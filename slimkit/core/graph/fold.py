@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimkit.core.graph.node import Input, Node, Size, Weight
 from slimkit.core.graph.run import arguments_of
-from slimkit.standalone.operations import call
+from slimkit.standalone.model import call
 
 COMPUTED = "computed"  # the path of tensors that have no name in the user's network
 

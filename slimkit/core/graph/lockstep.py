@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from slimkit.core.data import Batches
 from slimkit.core.graph.node import IMAGE
-from slimkit.standalone.graph import GraphNetwork
+from slimkit.standalone.model import GraphNetwork
 
 MEMORY_LIMIT = 3 * 2**30  # bytes of values held, of both networks together
 WORTH_A_RESTART = 1.5  # times the batches held

@@ -1,8 +1,9 @@
-"""The normal form of a network: frozen nodes, each an operation of `standalone/operations.py`, and their tensors."""
+"""The normal form of a network: frozen nodes, each an operation of `standalone/model.py`, and their tensors."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from slimkit.standalone.graph import GraphNetwork
+from slimkit.standalone.model import GraphNetwork
 
 IMAGE = "input"  # the name under which nodes read the images
 
@@ -44,7 +45,7 @@ class Size:
         return any(isinstance(operand, Size) and operand.follows_batch for operand in self.operands)
 
     def to_json(self) -> list[Any]:
-        """As `standalone.graph.evaluate_size` reads it."""
+        """As `standalone.model.evaluate_size` reads it."""
         return [self.function, *(o.to_json() if isinstance(o, Size) else o for o in self.operands)]
 
 
@@ -56,7 +57,7 @@ class Node:
     """One operation."""
 
     name: str  # unique; where a module is one operation, its path
-    operation: str  # a key of `standalone.operations.OPERATIONS`
+    operation: str  # a key of `standalone.model.OPERATIONS`
     inputs: tuple[str, ...]  # the nodes that it reads; IMAGE is the images
     arguments: Mapping[str, Argument]  # all of them, by the names of torch's schema; those that have no value left out
     module: str = ""  # the path of the user's module that calls it
@@ -99,7 +100,7 @@ class Node:
         return dataclasses.replace(changed, inputs=tuple(inputs))
 
     def to_json(self) -> dict[str, Any]:
-        """As `standalone.graph.GraphNetwork` reads it."""
+        """As `standalone.model.GraphNetwork` reads it."""
         arguments = {name: _encode(value) for name, value in self.arguments.items()}
         return {"name": self.name, "operation": self.operation, "inputs": list(self.inputs), "arguments": arguments}
 
@@ -158,4 +159,6 @@ def _encode(value: Argument) -> Any:
         return {"weight": value.name}
     if isinstance(value, Size):
         return {"size": value.to_json()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": str(value)}
     return [_encode(part) for part in value] if isinstance(value, tuple) else value

@@ -26,7 +26,7 @@ from slimkit.core.graph.node import IMAGE, Argument, Graph, Input, Node, Size, W
 from slimkit.core.graph.sizes import read_size
 from slimkit.core.graph.source import module_path, source_line
 from slimkit.core.graph.spellings import SPELLINGS
-from slimkit.standalone.operations import DTYPES, OPERATIONS
+from slimkit.standalone.model import DTYPES, OPERATIONS
 
 _IGNORED = frozenset({"device", "layout", "pin_memory", "non_blocking", "cudnn_enabled", "copy"})
 _NO_VALUE = ("_assert", "sym_constrain", "sym_size", "_guards_fn")  # calls that give no tensor and none reads

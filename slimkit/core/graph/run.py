@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from slimkit.core.graph.node import Argument, Input, Node, Size, Weight
-from slimkit.standalone.graph import evaluate_size
+from slimkit.standalone.model import evaluate_size
 
 
 def arguments_of(

@@ -1,11 +1,17 @@
 """From a float network to the layers of its architecture."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from slimkit.core.architecture import Layer
-from slimkit.core.measure.macs import count_macs
+from slimkit.core.architecture import GRAPH_FORMAT_VERSION, Architecture, Layer, StoredTensor
+from slimkit.core.graph import Graph, Node
+from slimkit.core.measure.macs import count_macs, count_network
+from slimkit.standalone.model import DTYPES, layer_path
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DESCRIBED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
 
 def describe_layers(
@@ -22,9 +28,50 @@ def describe_layers(
     )
 
 
+def describe_graph(
+    architecture: Architecture, graph: Graph, widths_before: Mapping[str, int] | None = None
+) -> Architecture:
+    """The architecture with `graph` as its network: every operation is a layer, and model.py runs them as they stand.
+
+    widths_before: as for `describe_layers`.
+    """
+    network = graph.network(copy=False)
+    macs = count_macs(network, graph.input_shape)
+    before = widths_before or {}
+    weighted = dict(_weighted_layers(network))
+    layers = []
+    for node in graph.nodes:
+        path = layer_path(node.to_json()) or ""
+        layer = weighted.pop(path, None)  # the layer that is called twice costs its bytes once
+        described = _describe(node.name, layer, macs.get(path, 0), before.get(node.name)) if layer else _operation(node)
+        layers.append(_with_call(described, node))
+    tensors = {
+        name: StoredTensor(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], isinstance(tensor, nn.Parameter))
+        for name, tensor in graph.tensors.items()
+    }
+    return dataclasses.replace(
+        architecture,
+        layers=tuple(layers),
+        tensors=tensors,
+        count=count_network(network, graph.input_shape),
+        format_version=GRAPH_FORMAT_VERSION,
+    )
+
+
+def _operation(node: Node) -> Layer:
+    return Layer(name=node.name, type=node.operation)
+
+
+def _with_call(layer: Layer, node: Node) -> Layer:
+    """The layer, with what model.py calls for it."""
+    entry = node.to_json()
+    call = {"operation": entry["operation"], "arguments": entry["arguments"]}
+    return dataclasses.replace(layer, inputs=node.inputs, options=call)
+
+
 def _weighted_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+        if isinstance(layer, DESCRIBED):
             yield name, layer
 
 
@@ -54,7 +101,7 @@ def _describe(name: str, layer: nn.Module, macs: int, width_before: int | None) 
         width, inputs, bias = layer.num_features, layer.num_features, layer.affine
     return Layer(
         name=name,
-        type=type(layer).__name__,
+        type="Linear" if isinstance(layer, nn.Linear) else "BatchNorm2d",
         in_channels=inputs,
         out_channels=width,
         bias=bias,

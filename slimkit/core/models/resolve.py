@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import METADATA, Classifier, read_architecture, read_folder, write_folder
+from slimkit.core.graph import capture
 from slimkit.core.measure.macs import count_network
 from slimkit.core.models.catalog import (
     build_named,
@@ -25,8 +27,9 @@ from slimkit.core.models.catalog import (
     without_auxiliary_heads,
 )
 from slimkit.core.models.checkpoint import read_checkpoint
-from slimkit.core.models.describe import describe_layers
+from slimkit.core.models.describe import describe_graph, describe_layers
 from slimkit.core.models.lineage import recorded_data
+from slimkit.core.models.own import build_own, is_own, own_base, own_preprocessing, own_type, parse_arguments
 from slimkit.core.options import ModelOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone.model import build_model
@@ -54,7 +57,7 @@ def open_model_and_data(
         options.data or DEFAULT_DATA,
         image_size=options.image_size,
         resize=options.resize,
-        wanted=pretrained_preprocessing(options.model) if options.pretrained else None,
+        wanted=_wanted_preprocessing(options),
         progress=progress,
     )
     classifier = open_named(options, class_order(options.weights, data), data.preprocessing, width=width)
@@ -95,20 +98,32 @@ def class_order(weights: Path | None, data: ImageSet) -> tuple[str, ...]:
 def open_named(
     options: ModelOptions, class_names: tuple[str, ...], preprocessing: Preprocessing, *, width: int | None = None
 ) -> Classifier:
-    """The named model of `options`, with the weights that they ask for. Raises SlimkitError."""
+    """The named model of `options`, or the user's own, with the weights that they ask for. Raises SlimkitError."""
     name, num_classes = options.model, len(class_names)
-    module = build_named(name, num_classes, width)
+    if is_own(name):
+        module = build_own(name, num_classes, parse_arguments(options.model_args), options.pretrained)
+    else:
+        module = build_named(name, num_classes, width)
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
         state = read_checkpoint(options.weights, module.state_dict().keys())
         _fill(module, without_auxiliary_heads(state), options.weights, num_classes)
         log.info("Held-out accuracy reads high where the weights of %s saw the held-out images.", options.weights.name)
-    elif options.pretrained:
+    elif options.pretrained and not is_own(name):
         _fill_pretrained(module, name, num_classes)
-    else:
+    elif not options.pretrained:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
+    if is_own(name):
+        return graph_classifier(module, name, class_names, preprocessing)
     return _as_classifier(module, name, class_names, preprocessing)
+
+
+def _wanted_preprocessing(options: ModelOptions) -> Preprocessing | None:
+    """What the network of `options` wants; None where it takes what the data suggest."""
+    if is_own(options.model):
+        return own_preprocessing(options.model)
+    return pretrained_preprocessing(options.model) if options.pretrained else None
 
 
 def is_folder(model: str) -> bool:
@@ -116,13 +131,46 @@ def is_folder(model: str) -> bool:
     path = Path(model)
     if path.is_dir() and ((path / METADATA).exists() or model not in model_names()):
         return True
-    if model in model_names():
+    if model in model_names() or is_own(model):
         return False
+    if path.suffix == ".py":
+        raise UsageError(f"{model} is a file of code.", f"Name the class or function in it: {model}:NAME.")
     if model in _MAKERS:
         raise UsageError(f"There is no model folder {model} yet.", f"Run `slimkit {_MAKERS[model]}` first.")
     near = difflib.get_close_matches(model, model_names(), n=3)
     hint = f"Did you mean {', '.join(near)}?" if near else "Check the path, or name a network such as resnet18."
     raise UsageError(f"{model} is neither a model folder nor the name of a torchvision model.", hint)
+
+
+def graph_classifier(
+    module: nn.Module, model: str, class_names: tuple[str, ...], preprocessing: Preprocessing
+) -> Classifier:
+    """A network of the user's own as its graph, which any folder can hold. Raises ModelError where it has none."""
+    input_shape = (3, preprocessing.crop, preprocessing.crop)
+    graph = capture(module, input_shape)
+    network = graph.network()
+    answer = list(network(torch.zeros(2, *input_shape)).shape)
+    if len(answer) != 2:
+        raise ModelError(
+            f"{model} answers 2 images with numbers of shape {answer}, not [2, classes].",
+            "slimkit takes classifiers: give a network whose output is one row of logits for each image.",
+        )
+    if answer[1] != len(class_names):
+        raise ModelError(
+            f"{model} gives {answer[1]} logits for an image; the data have {len(class_names)} classes.",
+            "Name the data that it is for with --data, or its number of classes with --model-args.",
+        )
+    architecture = Architecture(
+        model_type=own_type(model),
+        base={"name": own_base(model)},
+        num_classes=len(class_names),
+        class_names=class_names,
+        input_shape=input_shape,
+        output_shape=(len(class_names),),
+        preprocessing=preprocessing,
+        layers=(),
+    )
+    return Classifier(network, describe_graph(architecture, graph))
 
 
 @contextmanager

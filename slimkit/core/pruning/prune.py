@@ -15,12 +15,10 @@ from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.graph import Graph, capture
 from slimkit.core.graph.capture import unwrap
-from slimkit.core.measure.macs import count_network
-from slimkit.core.models.describe import describe_layers
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.allocation import MAX_RATE, Scope, allocate
 from slimkit.core.pruning.channels.groups import Group, Grouping, find_groups
-from slimkit.core.pruning.cut.fit import fit_module
+from slimkit.core.pruning.cut.fit import fit_classifier
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.cut.verify import verify_cut
 from slimkit.core.pruning.importance import score_groups
@@ -135,9 +133,10 @@ def _as_it_was(network: nn.Module, module: nn.Module) -> nn.Module:
 
 
 def group_classifier(classifier: Classifier) -> Grouping:
-    """The groups of a classifier, whose code gives sizes that stay."""
-    graph = capture(classifier.module, classifier.architecture.input_shape, fixed_size=True)
-    return find_groups(graph, fixed_arguments=True)
+    """The groups of a classifier. Where it is rebuilt from a class, the sizes in that class's code stay."""
+    is_graph = classifier.architecture.is_graph
+    graph = capture(classifier.module, classifier.architecture.input_shape, fixed_size=not is_graph)
+    return find_groups(graph, fixed_arguments=not is_graph)
 
 
 def plan_rate(grouping: Grouping, choice: Choice, repair: Repair) -> Plan:
@@ -160,23 +159,18 @@ def plan_rate(grouping: Grouping, choice: Choice, repair: Repair) -> Plan:
 
 def carry_out(classifier: Classifier, plan: Plan, repair: Repair) -> PruneResult:
     """Cut what `plan` says out of a classifier, prove it, repair it, and record it in the architecture."""
-    architecture = classifier.architecture
-    shape = architecture.input_shape
     cut = cut_and_repair(plan.grouping, plan.chosen, repair)
     report = report_of(plan, cut)
-    earlier = architecture.pruning_rate
-    module = fit_module(classifier.module, cut.graph, plan.grouping.trace.random_images()).eval()
-    widths = {layer.name: layer.width_before or layer.out_channels or 0 for layer in architecture.layers}
+    fitted = fit_classifier(classifier, cut.graph, plan.grouping.trace.random_images())
+    earlier = fitted.architecture.pruning_rate
     made = dataclasses.replace(
-        architecture,
-        layers=describe_layers(module, shape, widths),
-        count=count_network(module, shape),
+        fitted.architecture,
         pruning_rate=PruningRate(
             asked=_together(earlier.asked, plan.asked), reached=_together(earlier.reached, report.reached)
         ),
-        compression_steps=(*architecture.compression_steps, plan.step),
+        compression_steps=(*fitted.architecture.compression_steps, plan.step),
     )
-    return PruneResult(Classifier(module, made), report)
+    return PruneResult(Classifier(fitted.module, made), report)
 
 
 def cut_and_repair(

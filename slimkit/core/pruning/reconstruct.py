@@ -32,8 +32,7 @@ from slimkit.core.pruning.rows import (
     weight_matrix,
 )
 from slimkit.core.pruning.targets import Tail, Targets, tail_of
-from slimkit.standalone.graph import GraphNetwork
-from slimkit.standalone.layers import layer_path
+from slimkit.standalone.model import GraphNetwork, layer_path
 
 ROWS = 32768  # output positions that a layer is solved on, where there are as many
 RIDGE = 1e-3  # see least_squares.py

@@ -14,7 +14,6 @@ from slimkit.core.data import Batches, CalibrationBatches, Images, ImageSet, lab
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
-from slimkit.core.models.describe import describe_layers
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
 from slimkit.core.pruning.allocation import Scope, allocate, least_important
@@ -30,7 +29,7 @@ from slimkit.core.pruning.budgets import (
     spend_rest,
 )
 from slimkit.core.pruning.channels.groups import Grouping
-from slimkit.core.pruning.cut.fit import fit_module
+from slimkit.core.pruning.cut.fit import fit_classifier
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.importance import score_groups
 from slimkit.core.pruning.latency_table import LatencyTable
@@ -280,8 +279,5 @@ class Search:
 
     def _cut(self, widths: Sequence[int]) -> Classifier:
         """A network of these widths, for its time alone: neither proven nor repaired."""
-        architecture = self.classifier.architecture
         cut = cut_channels(self.grouping, self._narrowed(widths))
-        module = fit_module(self.classifier.module, cut, self.grouping.trace.random_images())
-        layers = describe_layers(module, self.input_shape)
-        return Classifier(module, dataclasses.replace(architecture, layers=layers))
+        return fit_classifier(self.classifier, cut, self.grouping.trace.random_images())

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from slimkit.core.architecture import Architecture, Layer
+from slimkit.core.architecture import FORMAT_VERSION, Architecture, Layer
 from slimkit.core.data import random_images
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
@@ -218,7 +218,9 @@ def _architecture(
     )
     steps = (*before.compression_steps, f"quantize ({scheme} int8)")
     count = before.count and dataclasses.replace(before.count, parameters=_count_parameters(layers, state))
-    return dataclasses.replace(before, layers=layers, compression_steps=steps, count=count)
+    return dataclasses.replace(
+        before, layers=layers, compression_steps=steps, count=count, tensors=None, format_version=FORMAT_VERSION
+    )
 
 
 def _count_parameters(layers: tuple[Layer, ...], state: dict[str, Tensor]) -> int:

@@ -9,9 +9,7 @@ from torch import fx, nn
 from slimkit.core.graph import Argument, Graph, Input, Node, Size, Weight
 from slimkit.core.graph.node import IMAGE
 from slimkit.core.graph.shapes import value_shapes
-from slimkit.standalone.graph import evaluate_size
-from slimkit.standalone.layers import layer_path, make_layer, set_tensor
-from slimkit.standalone.operations import call
+from slimkit.standalone.model import call, evaluate_size, layer_path, make_layer, set_tensor
 
 OPERATION = "operation"  # under which each node of torch.fx has the node of the graph, in its `meta`
 LAYERS = ("conv2d", "linear", "batch_norm")

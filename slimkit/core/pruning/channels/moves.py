@@ -12,7 +12,7 @@ from slimkit.core.graph import Node, Size
 from slimkit.core.graph.node import IMAGE
 from slimkit.core.graph.run import arguments_of
 from slimkit.core.pruning.channels.trace import Tracer, spans
-from slimkit.standalone.operations import call
+from slimkit.standalone.model import call
 
 Rule = Callable[[Tracer, Node], Tensor]
 

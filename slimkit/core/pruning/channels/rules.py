@@ -27,7 +27,7 @@ from slimkit.core.pruning.channels.moves import (
 )
 from slimkit.core.pruning.channels.products import PRODUCTS
 from slimkit.core.pruning.channels.trace import Trace, Tracer, spans
-from slimkit.standalone.operations import OPERATIONS
+from slimkit.standalone.model import OPERATIONS
 
 Rule = Callable[[Tracer, Node], Tensor]
 

@@ -1,18 +1,37 @@
-"""From a graph that was cut back to the network that it was captured of."""
+"""From a graph that was cut back to a classifier: its graph, or the network that it was captured of."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError
+from slimkit.core.folder import Classifier
 from slimkit.core.graph import Graph
+from slimkit.core.measure.macs import count_network
 from slimkit.core.measure.modes import evaluating
+from slimkit.core.models.describe import describe_graph, describe_layers
 
 TOLERANCE = 1e-3
+
+
+def fit_classifier(classifier: Classifier, graph: Graph, images: Tensor) -> Classifier:
+    """The classifier with `graph`, which was cut, in place of its network. images: as for `fit_module`.
+
+    Raises ModelError as `fit_module` does.
+    """
+    architecture = classifier.architecture
+    widths = {layer.name: layer.width_before or layer.out_channels or 0 for layer in architecture.layers}
+    if architecture.is_graph:
+        return Classifier(graph.network(), describe_graph(architecture, graph, widths))
+    module = fit_module(classifier.module, graph, images).eval()
+    layers = describe_layers(module, architecture.input_shape, widths)
+    count = count_network(module, architecture.input_shape)
+    return Classifier(module, dataclasses.replace(architecture, layers=layers, count=count))
 
 
 def fit_module(module: nn.Module, graph: Graph, images: Tensor) -> nn.Module:
