@@ -682,7 +682,7 @@ def build_graph(layers: Sequence[dict[str, Any]], tensors: Any) -> GraphNetwork:
     trained = {name: nn.Parameter(made[name]) for name, entry in tensors.items() if entry["trained"]}
     try:
         return GraphNetwork([_graph_entry(layer) for layer in layers], {**made, **trained})
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(f"the layers are no graph: {error}") from error
 
 
@@ -743,6 +743,15 @@ class Step:
             arguments[name] = arguments[name] or module.training
         return first_result(self._function(**arguments))
 
+    def check_dim(self, values: Values) -> None:
+        """Raise ValueError for a dimension that its input has not: computing shapes alone, torch lets some pass."""
+        source = values[self._inputs[0]] if self._inputs else None
+        dim = self._fixed.get("dim")
+        if isinstance(source, Tensor) and type(dim) is int:
+            dimensions = max(1, source.dim() + (self._operation in ("unsqueeze", "stack")))
+            if not -dimensions <= dim < dimensions:
+                raise ValueError(f"there is no dimension {dim} in {list(source.shape)}")
+
     def products(self, values: Values) -> int:
         """At most so many multiply-adds, or values of a window, make each value that it will compute of `values`."""
         operands = [registry[attribute] for registry, attribute in self._weights]
@@ -775,6 +784,8 @@ class Step:
         if isinstance(value, Mapping):
             ((kind, what),) = value.items()
             if kind == "input":
+                if not _is_integer(what, 0, len(self._inputs) - 1):
+                    raise ValueError(f"layer {self.name!r} has no input {what!r}")
                 source = self._inputs[what]
                 return lambda values, _: values[source]
             if kind == "weight":
@@ -977,6 +988,7 @@ def graph_answer(network: GraphNetwork, input_shape: Sequence[int]) -> Any:
     try:
         with torch.no_grad():
             for step in without_numbers.steps:
+                step.check_dim(values)
                 each = step.products(values)
                 step.run(values, images.shape)
                 held = {name: _count_values(value) for name, value in values.items()}

@@ -130,6 +130,9 @@ def _run_file(file: Path) -> ModuleType:
     """The module in a file, which may import its neighbours as a script does."""
     if not file.is_file():
         raise UsageError(f"There is no file {file}.", "Write the model as FILE.py:NAME.")
+    known = sys.modules.get(file.stem)
+    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == file.resolve():
+        return known
     folder = str(file.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -137,11 +140,15 @@ def _run_file(file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     code = importlib.util.module_from_spec(spec)
-    known = sys.modules.get(file.stem)
-    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() != file.resolve():
-        return _executed(spec.loader.exec_module, code, str(file))  # a file called like a library does not replace it
-    sys.modules[file.stem] = code  # dataclasses and pickles look for it there
-    return _executed(spec.loader.exec_module, code, str(file))
+    if known is None:  # a file that is called like a library does not replace it
+        sys.modules[file.stem] = code  # where dataclasses and the file's neighbours look for it
+    try:
+        spec.loader.exec_module(code)
+    except Exception as error:  # the user's own code runs here, and may raise anything
+        if known is None:
+            del sys.modules[file.stem]
+        raise ModelError(f"{file} can't be run{_line_of(error)}: {_say(error)}", "Correct its code.") from error
+    return code
 
 
 def _import(place: str) -> ModuleType:
@@ -153,16 +160,8 @@ def _import(place: str) -> ModuleType:
         raise UsageError(
             f"{place} can't be imported: {error}.", "Install it, or write FILE.py:NAME for a class in a file."
         ) from error
-    except Exception as error:  # the user's own code runs here, and may raise anything
-        raise ModelError(f"{place} can't be imported{_line_of(error)}: {_say(error)}", "Correct its code.") from error
-
-
-def _executed(run: Callable[[ModuleType], None], code: ModuleType, place: str) -> ModuleType:
-    try:
-        run(code)
     except Exception as error:  # as above
-        raise ModelError(f"{place} can't be run{_line_of(error)}: {_say(error)}", "Correct its code.") from error
-    return code
+        raise ModelError(f"{place} can't be imported{_line_of(error)}: {_say(error)}", "Correct its code.") from error
 
 
 def _checked(network: object, model: str) -> nn.Module:
