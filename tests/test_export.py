@@ -107,7 +107,24 @@ class ChannelsLast(nn.Module):
         return self.head((x + self.scale * y.permute(0, 3, 1, 2)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("parts", [Parts, ChannelsLast])
+class Tokens(nn.Module):
+    """Functions that torch's exporter writes: attention, norms of groups, resizing, padding, a maximum of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.GroupNorm(4, 8), nn.Linear(8, 3)
+        self.qkv, self.token = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.pad(self.norm(self.stem(x)), (1, 0, 0, 1), mode="replicate")
+        x = torch.maximum(functional.interpolate(x, (5, 7), mode="bilinear"), 0.5 * functional.softsign(x[..., :5, :7]))
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        q, k, v = self.qkv(tokens).reshape(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v) + (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(mixed.transpose(1, 2).flatten(2)[:, 0])
+
+
+@pytest.mark.parametrize("parts", [Parts, ChannelsLast, Tokens])
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])
 def test_parts_of_other_families_have_the_same_answers_in_onnx(scheme: str, parts: type[nn.Module]) -> None:
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from slimkit.core.baseline import open_baseline
 from slimkit.core.data import ImageSet, evaluation_input, random_images
 from slimkit.core.environment import describe_environment
+from slimkit.core.errors import ModelError
 from slimkit.core.export import to_onnx
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, changed_code, read_architecture, read_folder, weights_name
@@ -26,6 +28,8 @@ from slimkit.core.models.resolve import is_folder, materialize, open_model_and_d
 from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
+
+log = logging.getLogger("slimkit")
 
 CHECKED_INPUTS = 64
 
@@ -99,9 +103,13 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
         check = None
         if options.onnx:
             file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimkit-"))) / "model.onnx"
-            file.write_bytes(to_onnx(classifier))
-            entries.append(("onnx", options.model, file))
-            check = compare_logits(classifier, file, data)
+            try:
+                file.write_bytes(to_onnx(classifier))
+            except ModelError as error:
+                log.warning("ONNX is not timed: %s", error)
+            else:
+                entries.append(("onnx", options.model, file))
+                check = compare_logits(classifier, file, data)
         timings = _time(entries, folder if torch.get_num_threads() > 1 else None, options, progress)
     changed = changed_code(classifier.folder) if classifier.folder else ()
     report = BenchmarkReport(options.model, timings, check, changed, describe_environment())

@@ -1157,7 +1157,7 @@ def _take(x: Tensor, dim: int, places: list[int]) -> Tensor:
 
 def _for_each(x: Tensor, like: Tensor, sizes: list[int]) -> Tensor:
     """One and the same tensor for each of the images: [1, ...] -> [n, ...], of these sizes after the first."""
-    return x.expand(len(like), *sizes)
+    return x.expand(like.shape[0], *sizes)
 
 
 def _counts(value: Any, _: int) -> bool:

@@ -29,8 +29,19 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div", "div": "Div"}
 
 
+def has_form(layer: Layer) -> bool:
+    """Whether what `layer` calls is written here, and not by torch's exporter."""
+    options = layer.options or {}
+    name = str(options.get("function")).rpartition(".")[2]
+    if options.get("function") in OPERATORS or name in FUNCTIONS:
+        return True
+    return name in ARITHMETIC and not options.get("keywords")
+
+
 def write_function(writer: Writer, layer: Layer) -> str:
-    """Write what `layer` calls, on real numbers; its result's name. Raises ModelError where it has no form here."""
+    """Write what `layer` calls, on real numbers; its result's name. Raises ModelError for settings without a form."""
+    if layer.name in writer.traced:
+        return writer.inline(layer, writer.traced[layer.name])
     options = layer.options or {}
     function = options["function"]
     name = function.rpartition(".")[2]
@@ -39,11 +50,6 @@ def write_function(writer: Writer, layer: Layer) -> str:
         return writer.node(kind, writer.inputs(layer), f"{layer.name}.{name}", **attributes)
     if name in ARITHMETIC and not options.get("keywords"):
         return writer.node(ARITHMETIC[name], _operands(writer, layer), f"{layer.name}.{name}")
-    if name not in FUNCTIONS:
-        raise ModelError(
-            f"Layer {layer.name!r} calls {function}, which slimkit can't write as ONNX.",
-            "Export the float model, or use the model folder itself.",
-        )
     return FUNCTIONS[name](writer, layer, *options["arguments"][1:], **options.get("keywords", {}))
 
 

@@ -6,7 +6,7 @@ DequantizeLinear. Dynamic: ONNX quantizes by no range per image, so activations 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from slimkit.core.architecture import Architecture, Layer
 from slimkit.core.errors import ModelError
-from slimkit.core.quantization.onnx_functions import write_function
+from slimkit.core.quantization.onnx_functions import has_form, write_function
+from slimkit.core.quantization.onnx_traced import Traced, trace_functions
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
 
 OPSET = 18
@@ -26,9 +27,11 @@ IR_VERSION = 10  # what ONNX Runtime 1.18 and later read
 def build_onnx(architecture: Architecture, network: nn.Module) -> onnx.ModelProto:
     """The int8 `network` as ONNX: input [batch, 3, h, w], logits [batch, num_classes].
 
-    Raises ModelError that names a layer whose function has no ONNX form here.
+    Raises ModelError for a function that has no ONNX form here, and none in torch.
     """
-    writer = Writer({key: tensor.detach().cpu().numpy() for key, tensor in _state(network).items()})
+    others = [layer for layer in architecture.layers if (layer.options or {}).get("function") and not has_form(layer)]
+    traced = trace_functions(network, others, architecture.input_shape, OPSET)
+    writer = Writer({key: tensor.detach().cpu().numpy() for key, tensor in _state(network).items()}, traced)
     for layer in architecture.layers:
         writer.values[layer.name] = WRITERS[layer.type](writer, layer)
     writer.node("Identity", [writer.values[architecture.layers[-1].name]], "logits")
@@ -57,8 +60,9 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
 class Writer:
     """Collects nodes and initializers; `values` has each layer's output, in real numbers, by the layer's name."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: dict[str, Any], traced: Mapping[str, Traced]) -> None:
         self.state = state
+        self.traced = traced
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.values = {"input": "input"}
@@ -74,6 +78,21 @@ class Writer:
         """Write a constant; its name."""
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
+
+    def inline(self, layer: Layer, traced: Traced) -> str:
+        """Write what torch's exporter made of the layer's function; the name of its output."""
+        names = dict(zip(traced.inputs, self.inputs(layer), strict=True)) | {"": ""}
+        for name, value in traced.constants.items():
+            names[name] = self.constant(f"{layer.name}.{name}", value)
+        for node in traced.nodes:
+            copied = onnx.NodeProto()
+            copied.CopyFrom(node)
+            names |= {output: output and f"{layer.name}.{output}" for output in node.output}
+            copied.name = f"{layer.name}.{node.name}"
+            copied.input[:] = [names[name] for name in node.input]
+            copied.output[:] = [names[name] for name in node.output]
+            self.nodes.append(copied)
+        return names[traced.output]
 
     def scale_and_zero_point(self, scale: Any, zero_point: Any, name: str) -> list[str]:
         """Write both; their names."""
