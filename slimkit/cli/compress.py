@@ -42,6 +42,8 @@ class CompressOptions:
     force: bool = False
     weights: Path | None = None
     pretrained: bool | None = None
+    model_args: str | None = None
+    classes: Path | None = None
     data: str | None = None
     image_size: int | None = None
     resize: int | None = None

@@ -30,6 +30,12 @@ FLAGS: dict[str, Any] = {
     "force": typer.Option("--force", "-f", help="Replace what is already there."),
     "weights": typer.Option("--weights", metavar="FILE", help="Checkpoint with the weights of a named model."),
     "pretrained": typer.Option("--pretrained", help="Take the library's ImageNet weights for a named model."),
+    "classes": typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="The classes of a named model, a name per line in the order of its logits. Without it: those of the data, "
+        "or numbers where the data are photos without classes.",
+    ),
     "model_args": typer.Option(
         "--model-args", metavar="JSON", help="What your own class or function takes, such as '{\"num_classes\": 37}'."
     ),

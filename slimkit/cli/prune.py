@@ -118,6 +118,14 @@ def prune(options: PruneOptions, output: Output) -> None:
         _show(result, output)
 
 
+def _accuracy(figures: dict[str, Any]) -> list[str]:
+    """What share of the images is right, where they are labelled."""
+    if "accuracy" not in figures:
+        return []
+    images, split = figures["accuracy_images"], figures["accuracy_split"]
+    return [f"{figures['accuracy']:.2f} % of {images:,} images {split} are right."]
+
+
 def _show(result: "StageResult", output: Output) -> None:
     figures = result.figures
     rows = [
@@ -129,7 +137,7 @@ def _show(result: "StageResult", output: Output) -> None:
         *result.notes,
         f"Asked for: {figures['budget']}. Gone: {figures['rate_reached']:.1%} of the channels.",
         table(None, ("", "before", "after", "kept"), rows),
-        f"{figures['accuracy']:.2f} % of {figures['accuracy_images']:,} images {figures['accuracy_split']} are right.",
+        *_accuracy(figures),
         f"The model is in {result.folder}.",
     ]
     data = {"output": str(result.folder), "figures": figures, "notes": list(result.notes)}

@@ -37,6 +37,7 @@ class ModelOptions(CommonOptions):
     model: str  # a model folder, the name of a network, or one of the user's own; see `models/own.py`
     weights: Path | None = None  # a plain state dict for a named model
     pretrained: bool = False  # the library's ImageNet weights for a named model
+    classes: Path | None = None  # a name per line, in the order of a named model's logits; None: the data's classes
     model_args: str | None = None  # JSON object: what the user's own class or function takes
 
 

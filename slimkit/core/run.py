@@ -18,7 +18,13 @@ from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, Qua
 
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
-FILES = ("weights", "teacher_weights", "baseline_weights", "use_sensitivity")  # options that name a file to read
+FILES = (
+    "weights",
+    "teacher_weights",
+    "baseline_weights",
+    "use_sensitivity",
+    "classes",
+)  # options that name a file to read
 
 
 def checked(run: Run) -> Run:

@@ -65,6 +65,7 @@ def run_train(options: TrainOptions, progress: Progress = silent) -> StageResult
     """Train a network on the data's training images and write it to `options.output`. Raises SlimkitError."""
     classifier, data = open_model_and_data(options, width=options.width, progress=progress)
     _require_float(classifier)
+    data.require_labels("Training")
     return _write(train(classifier, data, options, progress), classifier, data, options, progress)
 
 
@@ -76,6 +77,10 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     """
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
+    if options.finetune_epochs:
+        data.require_labels("--finetune-epochs")
+    if options.max_drop is not None:
+        data.require_labels("--max-drop")
     pruned = prune_to_budget(classifier, data, options, _finetuner(data, options, progress), progress)
     if pruned.result.report.shortfall:
         log.warning(pruned.result.report.shortfall)
@@ -89,6 +94,7 @@ def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> Sensi
     file, picture = output_files(options)
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
+    data.require_labels("--sensitivity")
     report = measure_sensitivity(classifier, data, options, progress)
     write_atomically(picture, draw_sensitivity(report))
     write_atomically(file, json.dumps(report.to_dict(), indent=2) + "\n")
@@ -118,6 +124,7 @@ def run_distill(options: DistillOptions, progress: Progress = silent) -> StageRe
     """Train a student on the labels and a teacher's logits, and write it to `options.output`."""
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
+    data.require_labels("Distillation")
     return _write(distill(classifier, data, options, progress), classifier, data, options, progress)
 
 
@@ -126,6 +133,10 @@ def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> Stage
     """Turn every Conv2d and Linear to int8 and write the submission to `options.output`."""
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
+    if options.qat_epochs:
+        data.require_labels("--qat-epochs")
+    if options.max_drop is not None:
+        data.require_labels("--max-drop")
     made = quantize_for(classifier, data, options, progress)
     known = made.fidelity.figures()
     result = _write(made.classifier, classifier, data, options, progress, made.notes, known)
@@ -164,6 +175,15 @@ def _write(
 
 
 def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict[str, Any]:
+    count = classifier.architecture.count
+    size = {
+        "parameters": classifier.architecture.parameters,
+        "macs": classifier.architecture.macs,
+        "macs_not_counted": ", ".join(count.not_counted) if count else "",
+    }
+    if not data.is_labelled:
+        log.warning("No accuracy was measured: %s holds photos without classes.", data.name)
+        return size
     accuracy = evaluate(
         classifier.module,
         data.holdout,
@@ -171,11 +191,7 @@ def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict
         label_map=label_map(classifier.architecture.class_names, data.class_names),
         progress=progress,
     )
-    count = classifier.architecture.count
-    return {
-        "parameters": classifier.architecture.parameters,
-        "macs": classifier.architecture.macs,
-        "macs_not_counted": ", ".join(count.not_counted) if count else "",
+    return size | {
         "accuracy": accuracy.top1,
         "accuracy_images": accuracy.images,
         "accuracy_split": f"kept out of training on {data.name}",

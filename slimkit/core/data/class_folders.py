@@ -1,7 +1,8 @@
-"""Data sets that lie in files: a folder per class, below train/ and val/ or test/, or below neither.
+"""Data sets that lie in files: a folder per class, below train/ and val/ or test/, or below neither; or photos alone.
 
     train/cat/1.png  train/dog/2.png  val/cat/3.png  val/dog/4.png      split as it is
     cat/1.png  dog/2.png                                                to be split
+    1.png  2.png                                                        without classes
 
 What an image is and which folder is which is decided by `standalone/model_loader.py`, for the submissions as well.
 """
@@ -56,10 +57,25 @@ class FileImages:
         return model_loader.sketch(self.files, self.folder, self.tree.read)
 
 
-def read_class_folders(tree: Tree) -> Collection:
+def read_tree(tree: Tree) -> Collection:
     """Find the splits, classes and images of a tree. Raises DataError that names what is wrong."""
+    names = tree.names()
+    photos = [name for name in model_loader.visible(names) if model_loader.is_image_name(name)]
+    if photos and not any("/" in name for name in photos):
+        return _photos(tree, photos)
+    return _class_folders(tree, names)
+
+
+def _photos(tree: Tree, files: list[str]) -> Collection:
+    """Images that lie side by side: they are of no classes, and all of them may be learned from."""
+    name = tree.path.resolve().name.removesuffix(".zip")
+    log.info("%s: %d photos without classes.", name, len(files))
+    return Collection(name, (), {"train": FileImages(tree, "", files, torch.zeros(len(files), dtype=torch.int64))})
+
+
+def _class_folders(tree: Tree, names: list[str]) -> Collection:
     try:
-        found = model_loader.read_class_folders(tree.names(), tree.path)
+        found = model_loader.read_class_folders(names, tree.path)
     except ValueError as error:
         raise DataError(f"{error}.", LAYOUT_HINT) from None
     for remark in found.remarks:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import digits, torchvision_sets
-from slimkit.core.data.class_folders import FileImages, read_class_folders
+from slimkit.core.data.class_folders import FileImages, read_tree
 from slimkit.core.data.images import Images, MemoryStore, StreamStore, fits_in_memory
 from slimkit.core.data.randomness import permutation
 from slimkit.core.data.sources import Collection
@@ -28,6 +28,7 @@ log = logging.getLogger("slimkit")
 
 HOLDOUT_SHARE = 0.05  # of the training images
 TEST_SHARE = 0.2  # of a set that comes unsplit
+LABEL_HINT = "Give data with a folder for each class with --data."
 SPLIT_HINT = "Name a data set with a train/ folder and a val/ or test/ folder."
 
 
@@ -37,7 +38,7 @@ class ImageSet:
 
     name: str
     source: str  # as the user called it
-    class_names: tuple[str, ...]  # sorted as strings
+    class_names: tuple[str, ...]  # sorted as strings; none where it is photos alone
     preprocessing: Preprocessing
     splits: Mapping[str, Images]  # some of "train", "holdout" and "test"; "all" besides where the set comes unsplit
     flip: bool  # whether an image's mirror image is of the same class
@@ -59,7 +60,19 @@ class ImageSet:
         """What the score is measured on, and nothing else. Raises DataError where the set has none."""
         return self._split("test")
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it is known what the images show."""
+        return bool(self.class_names)
+
+    def require_labels(self, purpose: str) -> None:
+        """Raise DataError where the images have no classes. purpose: what takes them, as the subject of a sentence."""
+        if not self.is_labelled:
+            raise DataError(f"{purpose} takes labelled images; {self.name} holds photos without classes.", LABEL_HINT)
+
     def _split(self, split: str) -> Images:
+        if split != "train":
+            self.require_labels("Measuring accuracy")
         if split not in self.splits and "all" in self.splits:
             raise DataError(f"No class of {self.name} has two images, so none can be set aside.", "Add images.")
         if split not in self.splits:
@@ -99,7 +112,7 @@ def open_dataset(
         source=spec,
         class_names=collection.class_names,
         preprocessing=preprocessing,
-        splits=_split(whole),
+        splits=_split(whole) if collection.class_names else whole,
         flip=collection.flip,
         published_order=collection.published_order or collection.class_names,
         sketch=carved_from.sketch() if isinstance(carved_from, FileImages) else None,
@@ -114,9 +127,9 @@ def find_collection(spec: str, progress: Progress = silent) -> Collection:
         return torchvision_sets.torchvision_set(spec, progress)
     path = Path(spec)
     if path.is_dir():
-        return read_class_folders(FolderTree(path))
+        return read_tree(FolderTree(path))
     if path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
-        return read_class_folders(ZipTree(path))
+        return read_tree(ZipTree(path))
     if path.exists():
         raise DataError(f"{path} is neither a folder nor a .zip file.", "Name a folder, a .zip or a data set.")
     names = [digits.NAME, *torchvision_sets.NAMES]

@@ -28,7 +28,7 @@ class Collection:
     """A data set as it was found: some of the splits "train", "holdout" and "test", or "all" where it isn't split."""
 
     name: str
-    class_names: tuple[str, ...]  # sorted as strings
+    class_names: tuple[str, ...]  # sorted as strings; none where the images are of no known class
     sources: Mapping[str, Source]
     suggested: Preprocessing = IMAGENET_PREPROCESSING
     flip: bool = True  # whether an image's mirror image is of the same class

@@ -12,8 +12,9 @@ from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.distillation.losses import DistillationLoss
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier, read_folder
+from slimkit.core.models.classes import class_order
 from slimkit.core.models.lineage import find_baseline, weights_sha256
-from slimkit.core.models.resolve import class_order, is_folder, open_named
+from slimkit.core.models.resolve import is_folder, open_named
 from slimkit.core.options import DistillOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.loop import fit

@@ -39,15 +39,15 @@ def is_own(model: str) -> bool:
     return bool(place) and names_code and not Path(model).exists()
 
 
-def build_own(model: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+def build_own(model: str, num_classes: int | None, arguments: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """The network that the model argument names, made with `arguments`, in float32 and eval mode.
 
-    num_classes: what its parameter of that name gets, if it has one and `arguments` do not give it.
+    num_classes: what its parameter of that name gets, if it has one and `arguments` do not give it; None: nothing.
     pretrained: timm's weights. Raises UsageError, ModelError and NetworkError.
     """
     place, _, name = model.rpartition(":")
     if place == TIMM:
-        return _build_timm(name, {"num_classes": num_classes, **arguments}, pretrained)
+        return _build_timm(name, _with_classes(num_classes, arguments), pretrained)
     if pretrained:
         raise UsageError(f"--pretrained is not for {model}.", "Give its weights with --weights FILE.")
     factory = _find(place, name)
@@ -55,9 +55,7 @@ def build_own(model: str, num_classes: int, arguments: Mapping[str, Any], pretra
         if arguments:
             raise UsageError(f"{model} is a network already, and takes no --model-args.", "Name its class.")
         return _checked(factory, model)
-    given = dict(arguments)
-    if "num_classes" not in given and "num_classes" in _parameters(factory):
-        given["num_classes"] = num_classes
+    given = _with_classes(num_classes, arguments) if "num_classes" in _parameters(factory) else arguments
     try:
         network = factory(**given)
     except Exception as error:  # the user's own code runs here, and may raise anything
@@ -67,6 +65,10 @@ def build_own(model: str, num_classes: int, arguments: Mapping[str, Any], pretra
             f"Give what it takes ({wanted}) with --model-args, such as '{{\"num_classes\": 37}}'.",
         ) from error
     return _checked(network, model)
+
+
+def _with_classes(num_classes: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {**({} if num_classes is None else {"num_classes": num_classes}), **arguments}
 
 
 def own_type(model: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
-from slimkit.core.folder import METADATA, Classifier, read_architecture, read_folder, write_folder
+from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
 from slimkit.core.graph import capture
 from slimkit.core.measure.macs import count_network
 from slimkit.core.models.catalog import (
@@ -27,6 +27,7 @@ from slimkit.core.models.catalog import (
     without_auxiliary_heads,
 )
 from slimkit.core.models.checkpoint import read_checkpoint
+from slimkit.core.models.classes import class_names_of, numbered
 from slimkit.core.models.describe import describe_graph, describe_layers
 from slimkit.core.models.lineage import recorded_data
 from slimkit.core.models.own import build_own, is_own, own_base, own_preprocessing, own_type, parse_arguments
@@ -37,6 +38,7 @@ from slimkit.standalone.model import build_model
 log = logging.getLogger("slimkit")
 
 DEFAULT_DATA = "digits100"
+IMAGENET_CLASSES = 1000
 _MAKERS = {"runs/train": "train", "runs/prune": "prune", "runs/distill": "distill", "submission": "quantize"}
 
 
@@ -60,7 +62,8 @@ def open_model_and_data(
         wanted=_wanted_preprocessing(options),
         progress=progress,
     )
-    classifier = open_named(options, class_order(options.weights, data), data.preprocessing, width=width)
+    classifier = open_named(options, class_names_of(options, data), data.preprocessing, width=width)
+    label_map(classifier.architecture.class_names, data.class_names)
     return classifier, data
 
 
@@ -78,32 +81,20 @@ def open_data_for(classifier: Classifier, options: ModelOptions, *, progress: Pr
     return data
 
 
-def class_order(weights: Path | None, data: ImageSet) -> tuple[str, ...]:
-    """The classes in the order of a named network's outputs.
-
-    Weights from outside know a published set in the order that it is published in; those in a model folder know the
-    folder's; all else is sorted.
-    """
-    if weights is None:
-        return data.class_names
-    if (weights.parent / METADATA).exists():
-        own = read_architecture(weights.parent).class_names
-        if set(own) == set(data.class_names):
-            return own
-    if data.published_order != data.class_names:
-        log.info("%s: its outputs are taken to be in the order of %s.", weights, data.name)
-    return data.published_order
-
-
 def open_named(
-    options: ModelOptions, class_names: tuple[str, ...], preprocessing: Preprocessing, *, width: int | None = None
+    options: ModelOptions,
+    class_names: tuple[str, ...] | None,
+    preprocessing: Preprocessing,
+    *,
+    width: int | None = None,
 ) -> Classifier:
-    """The named model of `options`, or the user's own, with the weights that they ask for. Raises SlimkitError."""
-    name, num_classes = options.model, len(class_names)
-    if is_own(name):
-        module = build_own(name, num_classes, parse_arguments(options.model_args), options.pretrained)
-    else:
-        module = build_named(name, num_classes, width)
+    """The named model of `options`, or the user's own, with the weights that they ask for.
+
+    class_names: in the order of its logits; None: they are numbered. Raises SlimkitError.
+    """
+    name = options.model
+    num_classes = len(class_names) if class_names is not None else _count_classes(options, width)
+    module = _build(options, num_classes, width)
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
@@ -116,7 +107,22 @@ def open_named(
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
     if is_own(name):
         return graph_classifier(module, name, class_names, preprocessing)
-    return _as_classifier(module, name, class_names, preprocessing)
+    return _as_classifier(module, name, class_names or numbered(num_classes), preprocessing)
+
+
+def _build(options: ModelOptions, num_classes: int | None, width: int | None) -> nn.Module:
+    """The network without its weights. num_classes: None for as many as it has by itself, or ImageNet's."""
+    if is_own(options.model):
+        return build_own(options.model, num_classes, parse_arguments(options.model_args), options.pretrained)
+    return build_named(options.model, num_classes or IMAGENET_CLASSES, width)
+
+
+def _count_classes(options: ModelOptions, width: int | None) -> int:
+    """The classes of a network that nothing names: as many as its weights' last layer has, else as many as itself."""
+    own = _build(options, None, width).state_dict()
+    last = list(own)[-1]
+    known = own if options.weights is None else own | read_checkpoint(options.weights, own.keys())
+    return int(known[last].shape[0])
 
 
 def _wanted_preprocessing(options: ModelOptions) -> Preprocessing | None:
@@ -143,9 +149,12 @@ def is_folder(model: str) -> bool:
 
 
 def graph_classifier(
-    module: nn.Module, model: str, class_names: tuple[str, ...], preprocessing: Preprocessing
+    module: nn.Module, model: str, class_names: tuple[str, ...] | None, preprocessing: Preprocessing
 ) -> Classifier:
-    """A network of the user's own as its graph, which any folder can hold. Raises ModelError where it has none."""
+    """A network of the user's own as its graph, which any folder can hold.
+
+    class_names: None: they are numbered. Raises ModelError for a network without a graph, and for no classifier.
+    """
     input_shape = (3, preprocessing.crop, preprocessing.crop)
     graph = capture(module, input_shape)
     network = graph.network()
@@ -155,6 +164,7 @@ def graph_classifier(
             f"{model} answers 2 images with numbers of shape {answer}, not [2, classes].",
             "slimkit takes classifiers: give a network whose output is one row of logits for each image.",
         )
+    class_names = numbered(answer[1]) if class_names is None else class_names
     if answer[1] != len(class_names):
         raise ModelError(
             f"{model} gives {answer[1]} logits for an image; the data have {len(class_names)} classes.",
@@ -242,9 +252,9 @@ def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
 
 
 def _reject_weights(options: ModelOptions) -> None:
-    if options.weights is not None or options.pretrained:
-        given = "--weights" if options.weights is not None else "--pretrained"
+    names = ("weights", "pretrained", "classes", "model_args")
+    if given := next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name)), None):
         raise UsageError(
-            f"{given} goes with a named model; {options.model} is a model folder with weights of its own.",
+            f"{given} goes with a named model; {options.model} is a model folder with weights and classes of its own.",
             f"Leave {given} out, or name a torchvision model such as {model_names()[0]}.",
         )

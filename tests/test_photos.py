@@ -1,0 +1,104 @@
+"""Photos without classes: enough to cut and to quantize with, and refused by name where labels are needed."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_classifier
+from test_cli_chain import slimkit, write_images
+
+from slimkit.core.errors import DataError
+from slimkit.core.folder import read_folder
+from slimkit.core.models.classes import numbered, read_class_names
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """photos/ side by side, the same in classes in images/, and weights for seven classes."""
+    write_images(tmp_path / "images")
+    (tmp_path / "photos").mkdir()
+    for i, file in enumerate(sorted((tmp_path / "images" / "train").rglob("*.png"))):
+        shutil.copy(file, tmp_path / "photos" / f"{i}.png")
+    torch.save(small_classifier(tuple("abcdefg"), width=32).module.state_dict(), tmp_path / "weights.pth")
+    return tmp_path
+
+
+NAMED = ("slimresnet18", "--weights", "weights.pth", "--image-size", "32")
+
+
+def test_a_network_is_cut_and_quantized_on_photos_alone(folder: Path) -> None:
+    for command in (
+        ("prune", *NAMED, "--data", "photos", "--rate", "0.2", "--round-to", "none"),
+        ("quantize", "runs/prune", "--min-agreement", "0"),
+        ("benchmark", "submission", "--data", "photos", "--runs", "3", "--no-onnx"),
+        ("export", "submission", "--data", "photos"),
+    ):
+        result = slimkit(*command, "--threads", "1", cwd=folder)
+        assert result.returncode == 0, result.stderr
+    metadata = json.loads((folder / "submission" / "model_metadata.json").read_text())
+    assert "accuracy" not in metadata["figures"]
+    assert metadata["figures"]["agreement_images"] == 36
+    assert read_folder(folder / "submission").architecture.class_names == tuple("0123456")
+
+
+def test_that_no_accuracy_was_measured_is_said(folder: Path) -> None:
+    result = slimkit("quantize", *NAMED, "--data", "photos", "--min-agreement", "0", cwd=folder)
+    assert "photos holds photos without classes" in result.stderr
+
+
+def test_classes_come_from_a_file(folder: Path) -> None:
+    (folder / "classes.txt").write_text("bee\nant\ncat\ndog\neel\nfox\ngnu\n\n")
+    for data, output in (("photos", "a"), ("images", "b")):
+        options = ("--classes", "classes.txt", "--data", data, "--min-agreement", "0", "-o", output)
+        result = slimkit("quantize", *NAMED, *options, cwd=folder)
+        assert result.returncode == 0, result.stderr
+        assert read_folder(folder / output).architecture.class_names[:3] == ("bee", "ant", "cat")
+
+
+def test_a_zip_of_photos_is_the_same(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for file in (folder / "photos").iterdir():
+            archive.write(file, file.name)
+    result = slimkit("quantize", *NAMED, "--data", "photos.zip", "--min-agreement", "0", cwd=folder)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("train", "slimresnet18", "--width", "8"), "Training"),
+        (("quantize", *NAMED, "--qat-epochs", "1"), "--qat-epochs"),
+        (("quantize", *NAMED, "--max-drop", "1"), "--max-drop"),
+        (("prune", *NAMED, "--finetune-epochs", "1"), "--finetune-epochs"),
+        (("prune", *NAMED, "--max-drop", "1"), "--max-drop"),
+        (("score", *NAMED), "Measuring accuracy"),
+    ],
+)
+def test_what_needs_labels_says_so_before_any_work(folder: Path, command: tuple[str, ...], said: str) -> None:
+    result = slimkit(*command, "--data", "photos", "-o", "out", cwd=folder)
+    assert result.returncode == 1
+    assert f"{said} takes labelled images; photos holds photos without classes" in result.stderr
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(("content", "said"), [("a\nb\na\n", "'a' twice"), ("\n", "names no classes")])
+def test_a_file_of_classes_names_each_once(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "classes.txt").write_text(content)
+    with pytest.raises(DataError, match=said):
+        read_class_names(tmp_path / "classes.txt")
+
+
+def test_a_folder_has_classes_of_its_own(folder: Path) -> None:
+    (folder / "classes.txt").write_text("a\nb\n")
+    slimkit("train", "slimresnet18", "--width", "8", "--epochs", "0", "--data", "images", cwd=folder)
+    result = slimkit("quantize", "runs/train", "--classes", "classes.txt", cwd=folder)
+    assert result.returncode == 2
+    assert "--classes" in result.stderr
+
+
+def test_numbers_are_sorted_as_the_logits_are() -> None:
+    assert numbered(3) == ("0", "1", "2")
+    assert list(numbered(1000)) == sorted(numbered(1000))
