@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import Images, augment, epoch_order, evaluation_input, open_dataset
-from slimkit.core.data.class_folders import read_class_folders
+from slimkit.core.data.class_folders import read_tree
 from slimkit.core.data.images import MemoryStore, StreamStore
 from slimkit.core.data.trees import FolderTree, ZipTree
 from slimkit.core.errors import DataError
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _images(folder: Path, store: type[MemoryStore] | type[StreamStore]) -> Images:
-    source = read_class_folders(FolderTree(folder)).sources["all"]
+    source = read_tree(FolderTree(folder)).sources["all"]
     return Images(store(source, PREPROCESSING), torch.arange(14))
 
 
@@ -71,7 +71,7 @@ def test_a_zip_is_streamed_by_every_worker(folder: Path, tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "noise.zip", "w") as archive:
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder))
-    source = read_class_folders(ZipTree(tmp_path / "noise.zip")).sources["all"]
+    source = read_tree(ZipTree(tmp_path / "noise.zip")).sources["all"]
     streamed = torch.cat(list(StreamStore(source, PREPROCESSING).read(torch.arange(14), 3)))
     assert torch.equal(streamed, _read(_images(folder, MemoryStore), torch.arange(14), 14)[0])
 
@@ -95,7 +95,7 @@ def test_an_unreadable_image_is_named_by_the_stream(folder: Path, tmp_path: Path
         (tmp_path / name).mkdir()
         Image.new("RGB", (9, 9)).save(tmp_path / name / "good.png")
     (tmp_path / "b" / "bad.png").write_bytes(b"no image")
-    source = read_class_folders(FolderTree(tmp_path)).sources["all"]
+    source = read_tree(FolderTree(tmp_path)).sources["all"]
     with pytest.raises(DataError, match=r"bad\.png"):
         list(StreamStore(source, PREPROCESSING).read(torch.arange(3), 2))
 

@@ -220,3 +220,28 @@ def test_a_file_without_a_name_gets_the_form_as_its_hint(tmp_path: Path) -> None
     result = slimkit("train", "net.py", cwd=tmp_path)
     assert result.returncode == 2
     assert "net.py:NAME" in result.stderr
+
+
+def test_the_images_of_an_own_network_are_prepared_as_it_wants(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    own = ("--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--interpolation", "bicubic")
+    options = ("--data", "images", "--image-size", "32", "--min-agreement", "0")
+    result = slimkit("quantize", f"{FILE}:Net", *own, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    made = read_folder(tmp_path / "submission").architecture.preprocessing
+    assert made == Preprocessing(37, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+    again = slimkit("quantize", "-c", "submission.yaml", "-o", "again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read_folder(tmp_path / "again").architecture.preprocessing == made
+    said = slimkit("quantize", f"{FILE}:Net", *options, "-o", "plain", cwd=tmp_path).stderr
+    assert "ImageNet's mean" in said
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [(("--std", "0", "1", "1"), "--std 0 1 1"), (("--mean", "nan", "0", "0"), "--mean nan 0 0")],
+)
+def test_what_is_no_mean_and_no_deviation_is_named(numbers: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    result = slimkit("train", "resnet18", *numbers, cwd=tmp_path)
+    assert result.returncode == 2
+    assert said in result.stderr

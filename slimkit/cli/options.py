@@ -36,6 +36,13 @@ FLAGS: dict[str, Any] = {
         help="The classes of a named model, a name per line in the order of its logits. Without it: those of the data, "
         "or numbers where the data are photos without classes.",
     ),
+    "mean": typer.Option(
+        "--mean", help="Mean of each colour, of values from 0 to 1, for a named model. Without it: ImageNet's."
+    ),
+    "std": typer.Option("--std", help="Standard deviation of each colour, likewise."),
+    "interpolation": typer.Option(
+        "--interpolation", help="How images are resized for a named model. Without it: bilinear."
+    ),
     "model_args": typer.Option(
         "--model-args", metavar="JSON", help="What your own class or function takes, such as '{\"num_classes\": 37}'."
     ),

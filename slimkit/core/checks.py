@@ -109,6 +109,7 @@ def _check_number(options: Any, name: str, flag: str) -> None:
 
 
 def _check_shared(options: ModelOptions) -> None:
+    _check_normalization(options)
     if options.weights is not None and options.pretrained:
         raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
     if options.image_size is not None and options.resize is not None and options.resize < options.image_size:
@@ -116,6 +117,16 @@ def _check_shared(options: ModelOptions) -> None:
             f"An image size of {options.image_size} can't be cut from a shorter side of {options.resize} pixels.",
             "Give a --resize that is not smaller than --image-size.",
         )
+
+
+def _check_normalization(options: ModelOptions) -> None:
+    for name, numbers in (("mean", options.mean), ("std", options.std)):
+        if numbers is None:
+            continue
+        if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+            wanted = "three numbers above 0" if name == "std" else "three numbers"
+            shown = " ".join(f"{number:g}" for number in numbers)
+            raise UsageError(f"--{name} {shown} is not {wanted}.", f"Give one for each colour: --{name} 0.5 0.5 0.5.")
 
 
 def _check_prune(options: PruneOptions) -> None:

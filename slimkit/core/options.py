@@ -13,6 +13,7 @@ Target = Literal["fp32", "int8"]
 
 DEFAULT_RATE = 0.3  # of a pruning that is given no budget
 BUDGETS = ("rate", "macs", "params", "latency", "max_drop")  # of a pruning: at most one is given
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Calibration = Literal["minmax", "percentile", "mse"]
 
 
@@ -38,6 +39,9 @@ class ModelOptions(CommonOptions):
     weights: Path | None = None  # a plain state dict for a named model
     pretrained: bool = False  # the library's ImageNet weights for a named model
     classes: Path | None = None  # a name per line, in the order of a named model's logits; None: the data's classes
+    mean: tuple[float, float, float] | None = None  # of a named model's images, from 0 to 1; None: ImageNet's
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation | None = None  # of a named model's images; None: bilinear
     model_args: str | None = None  # JSON object: what the user's own class or function takes
 
 

@@ -56,7 +56,8 @@ _SECTIONS: dict[str, type[Stage]] = {
 }
 # a quarter of the usual images: the distillation that follows repairs far more than they would
 _IN_A_CHAIN: dict[str, dict[str, Any]] = {"prune": {"reconstruction_images": 1024}}
-_STARTING = ("model", "weights", "pretrained", "model_args", "classes")  # what the chain starts from
+# what the chain starts from
+_STARTING = ("model", "weights", "pretrained", "model_args", "classes", "mean", "std", "interpolation")
 _SHARED = (*(f.name for f in dataclasses.fields(CommonOptions) if f.name != "force"), "device")
 
 

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,17 +88,20 @@ def open_dataset(
     image_size: int | None = None,
     resize: int | None = None,
     wanted: Preprocessing | None = None,
+    stated: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> ImageSet:
     """Open a data set: `digits100`, a torchvision name, a folder or a .zip (for one called like a name, write ./name).
 
     wanted: the preprocessing that a model asks for; None: what the set suggests, else 256 and 224 pixels.
+    stated: fields of the preprocessing that are to be others.
     image_size: pixels of the network's input, where that is to be another. resize: pixels of the shorter side before
     the centre is cut; None: in the same proportion as there. `progress` shows a download.
     Raises DataError, UsageError for sizes that can't be, and NetworkError where a download fails.
     """
     collection = find_collection(spec, progress)
-    preprocessing = _preprocessing(wanted or collection.suggested, image_size, resize)
+    usual = dataclasses.replace(wanted or collection.suggested, **(stated or {}))
+    preprocessing = _preprocessing(usual, image_size, resize)
     images = sum(len(source.labels) for source in collection.sources.values())
     held = fits_in_memory(images, preprocessing.resize)
     if not held:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ def open_model_and_data(
         image_size=options.image_size,
         resize=options.resize,
         wanted=_wanted_preprocessing(options),
+        stated=_stated_preprocessing(options),
         progress=progress,
     )
     classifier = open_named(options, class_names_of(options, data), data.preprocessing, width=width)
@@ -146,6 +148,15 @@ def is_folder(model: str) -> bool:
     near = difflib.get_close_matches(model, model_names(), n=3)
     hint = f"Did you mean {', '.join(near)}?" if near else "Check the path, or name a network such as resnet18."
     raise UsageError(f"{model} is neither a model folder nor the name of a torchvision model.", hint)
+
+
+def _stated_preprocessing(options: ModelOptions) -> dict[str, Any]:
+    """What the options say of the images of a named network, or of the user's own."""
+    given = {name: getattr(options, name) for name in ("mean", "std", "interpolation")}
+    says_nothing = is_own(options.model) and own_preprocessing(options.model) is None
+    if says_nothing and None in (options.mean, options.std):
+        log.info("%s: images get ImageNet's mean and deviation where --mean or --std give no others.", options.model)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def graph_classifier(
@@ -252,9 +263,9 @@ def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
 
 
 def _reject_weights(options: ModelOptions) -> None:
-    names = ("weights", "pretrained", "classes", "model_args")
+    names = ("weights", "pretrained", "classes", "mean", "std", "interpolation", "model_args")
     if given := next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name)), None):
         raise UsageError(
-            f"{given} goes with a named model; {options.model} is a model folder with weights and classes of its own.",
+            f"{given} goes with a named model; {options.model} is a model folder, which says that itself.",
             f"Leave {given} out, or name a torchvision model such as {model_names()[0]}.",
         )
