@@ -54,3 +54,7 @@ def test_a_network_of_ones_own_is_cut_and_tuned(tmp_path: Path) -> None:
     assert 0.4 < after / before < 0.8
     whole, _, tuned = map(float, re.search(r": ([\d.]+) %.*, ([\d.]+) %.*, ([\d.]+) %", output).groups())  # type: ignore[union-attr]
     assert tuned >= whole - 5.0
+    in_int8 = float(re.search(r"in int8: ([\d.]+) %", output)[1])  # type: ignore[index]  # the script printed it
+    assert in_int8 >= tuned - 3.0
+    assert "answers 64 of 64 images" in output or "answers 63 of 64 images" in output
+    assert (tmp_path / "int8" / "compressed_net.pth").is_file()

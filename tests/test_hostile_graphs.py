@@ -10,13 +10,13 @@ from test_hostile_folders import SURPRISES, Json, change_at_random, layer, refus
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.folder import write_folder
-from slimkit.core.models.resolve import graph_classifier
+from slimkit.core.models.resolve import as_classifier
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     network = Net(num_classes=3, width=8).eval()
-    made = graph_classifier(network, "net.py:Net", ("ant", "bee", "cat"), Preprocessing(36, 32))
+    made = as_classifier(network, ("ant", "bee", "cat"), Preprocessing(36, 32))
     return write_folder(made, tmp_path / "model").folder or tmp_path
 
 

@@ -15,7 +15,7 @@ from slimkit.core.architecture import IMAGENET_MEAN, Preprocessing
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.models.own import build_own, is_own, own_base, parse_arguments
-from slimkit.core.models.resolve import graph_classifier
+from slimkit.core.models.resolve import as_classifier
 from slimkit.core.pruning.prune import prune
 from slimkit.core.quantization.convert import quantize
 
@@ -35,7 +35,7 @@ def classifier() -> tuple[Net, Classifier]:
     torch.manual_seed(0)
     module = unsettled(Net(num_classes=3)).eval()
     assert isinstance(module, Net)
-    return module, graph_classifier(module, f"{FILE}:Net", CLASSES, Preprocessing(36, 32))
+    return module, as_classifier(module, CLASSES, Preprocessing(36, 32), model=f"{FILE}:Net")
 
 
 def images(count: int = 5, size: int = 32) -> torch.Tensor:
@@ -198,7 +198,7 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_what_is_no_classifier_of_the_data_is_refused(module: torch.nn.Module | str, said: str) -> None:
     network = build_own(f"{FILE}:{module}", 3, {}) if isinstance(module, str) else module
     with pytest.raises(ModelError) as error:
-        graph_classifier(network, "net.py:Net", CLASSES, Preprocessing(36, 32, mean=IMAGENET_MEAN))
+        as_classifier(network, CLASSES, Preprocessing(36, 32, mean=IMAGENET_MEAN), model="net.py:Net")
     assert said in str(error.value)
 
 

@@ -78,8 +78,8 @@ def own_type(model: str) -> str:
 
 def own_base(model: str) -> str:
     """The model argument without the folders of this machine."""
-    place, _, name = model.rpartition(":")
-    return f"{Path(place).name}:{name}"
+    place, colon, name = model.rpartition(":")
+    return f"{Path(place).name}{colon}{name}"
 
 
 def own_preprocessing(model: str) -> Preprocessing | None:

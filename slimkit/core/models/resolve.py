@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,8 @@ def open_named(
     elif not options.pretrained:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
     if is_own(name):
-        return graph_classifier(module, name, class_names, preprocessing)
-    return _as_classifier(module, name, class_names or numbered(num_classes), preprocessing)
+        return as_classifier(module, class_names, preprocessing, model=name)
+    return _named_classifier(module, name, class_names or numbered(num_classes), preprocessing)
 
 
 def _build(options: ModelOptions, num_classes: int | None, width: int | None) -> nn.Module:
@@ -159,13 +159,21 @@ def _stated_preprocessing(options: ModelOptions) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def graph_classifier(
-    module: nn.Module, model: str, class_names: tuple[str, ...] | None, preprocessing: Preprocessing
+def as_classifier(
+    module: nn.Module, class_names: Sequence[str] | None, preprocessing: Preprocessing, *, model: str | None = None
 ) -> Classifier:
-    """A network of the user's own as its graph, which any folder can hold.
+    """A network of the user's own as its graph, which can be cut, quantized, exported and written as a folder.
 
-    class_names: None: they are numbered. Raises ModelError for a network without a graph, and for no classifier.
+        data = open_dataset("photos/")
+        classifier = as_classifier(net, data.class_names, data.preprocessing)
+        write_folder(classifier, Path("model"))
+
+    module: images [n, 3, crop, crop], prepared by `preprocessing`, -> logits [n, classes]. It stays as it is.
+    class_names: in the order of the logits; None: they are numbered.
+    model: what it is called, such as net.py:Net; None: as its class.
+    Raises ModelError for what can't be captured, and for what is no classifier.
     """
+    model = model or type(module).__name__
     input_shape = (3, preprocessing.crop, preprocessing.crop)
     graph = capture(module, input_shape)
     network = graph.network()
@@ -175,7 +183,7 @@ def graph_classifier(
             f"{model} answers 2 images with numbers of shape {answer}, not [2, classes].",
             "slimkit takes classifiers: give a network whose output is one row of logits for each image.",
         )
-    class_names = numbered(answer[1]) if class_names is None else class_names
+    class_names = numbered(answer[1]) if class_names is None else tuple(class_names)
     if answer[1] != len(class_names):
         raise ModelError(
             f"{model} gives {answer[1]} logits for an image; the data have {len(class_names)} classes.",
@@ -204,7 +212,7 @@ def materialize(classifier: Classifier) -> Iterator[Path]:
         yield write_folder(classifier, Path(folder) / "model").folder or Path(folder)
 
 
-def _as_classifier(
+def _named_classifier(
     module: nn.Module, name: str, class_names: tuple[str, ...], preprocessing: Preprocessing
 ) -> Classifier:
     """Wrap a network as the one that its own architecture JSON rebuilds, so that what is written is what is run."""
