@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slimkit.core.errors import FolderError, ModelError
 from slimkit.core.models.checkpoint import read_checkpoint
+from slimkit.core.models.fill import fill
 
 State = dict[str, Tensor]
 
@@ -116,3 +118,57 @@ def test_files_of_another_kind_say_so(content: bytes, tmp_path: Path) -> None:
 def test_a_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"it holds an object of torch\.nn\.modules\.container\.Sequential"):
         _read(_network(), tmp_path)
+
+
+def test_a_key_chooses_among_several_state_dicts(tmp_path: Path) -> None:
+    other = {key: tensor + 1 for key, tensor in STATE.items()}
+    torch.save({"ema": STATE, "last": {"state_dict": other}}, tmp_path / "weights.pth")
+    chosen = read_checkpoint(tmp_path / "weights.pth", STATE.keys(), "last.state_dict")
+    assert all(torch.equal(chosen[key], other[key]) for key in other)
+    with pytest.raises(FolderError) as error:
+        read_checkpoint(tmp_path / "weights.pth", STATE.keys(), "model")
+    assert error.value.hint == "It has weights in: ema, last.state_dict."
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({f"model.{key}": tensor.half().contiguous() for key, tensor in STATE.items()}, file)
+    read = read_checkpoint(file, STATE.keys())
+    assert all(torch.equal(read[key], STATE[key].half()) for key in STATE)
+    file.write_bytes(b"\xff" * 100)
+    with pytest.raises(FolderError, match=r"weights\.safetensors can't be read as safetensors"):
+        read_checkpoint(file, STATE.keys())
+
+
+def _classifier(classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, classes))
+
+
+def test_a_head_for_other_classes_is_replaced_only_when_asked() -> None:
+    state, network = _classifier(7).state_dict(), _classifier(3)
+    before = network[2].weight.clone()
+    with pytest.raises(ModelError, match=r"is for 7 classes .*; the data have 3") as error:
+        fill(network, state, Path("w.pth"), 3)
+    assert "--new-head" in error.value.hint
+    fill(network, state, Path("w.pth"), 3, new_head=True)
+    assert torch.equal(network[0].weight, state["0.weight"])
+    assert torch.equal(network[2].weight, before)
+
+
+def test_tensors_that_are_missing_or_too_many_are_listed_and_counted() -> None:
+    deep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
+    state = deep.state_dict()
+    with pytest.raises(ModelError, match=r"lacks the tensors 0\.weight, .*, 2\.weight and 3 more of the network"):
+        fill(deep, {key: state[key] for key in ("4.weight", "4.bias")}, Path("w.pth"), 2)
+    with pytest.raises(ModelError, match=r"has the tensor extra, which the network has not"):
+        fill(deep, state | {"extra": torch.ones(1)}, Path("w.pth"), 2)
+    with pytest.raises(ModelError, match=r"0\.weight has shape \(3, 3\), the network wants \(2, 2\); 1 others"):
+        fill(deep, state | {"0.weight": torch.ones(3, 3), "1.weight": torch.ones(3, 3)}, Path("w.pth"), 2)
+
+
+def test_half_precision_becomes_the_networks_own() -> None:
+    network = _classifier(3)
+    state = {key: tensor.bfloat16() for key, tensor in _classifier(3).state_dict().items()}
+    fill(network, state, Path("w.pth"), 3)
+    assert network[0].weight.dtype == torch.float32
+    assert torch.equal(network[0].weight, state["0.weight"].float())

@@ -41,6 +41,8 @@ class CompressOptions:
     distill_epochs: int | None = None
     force: bool = False
     weights: Path | None = None
+    weights_key: str | None = None
+    new_head: bool | None = None
     pretrained: bool | None = None
     model_args: str | None = None
     classes: Path | None = None

@@ -29,6 +29,12 @@ FLAGS: dict[str, Any] = {
     "output": typer.Option("--output", "-o", help="Where the result is written."),
     "force": typer.Option("--force", "-f", help="Replace what is already there."),
     "weights": typer.Option("--weights", metavar="FILE", help="Checkpoint with the weights of a named model."),
+    "weights_key": typer.Option(
+        "--weights-key", metavar="KEY", help="Which weights to take from a checkpoint that has several, as model_ema."
+    ),
+    "new_head": typer.Option(
+        "--new-head", help="Start the last layer from random where the weights are for another number of classes."
+    ),
     "pretrained": typer.Option("--pretrained", help="Take the library's ImageNet weights for a named model."),
     "classes": typer.Option(
         "--classes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from slimkit.core.folder import Classifier, read_folder
@@ -22,8 +21,8 @@ def open_baseline(options: ScoreOptions | BenchmarkOptions, classifier: Classifi
         return read_folder(folder) if folder else None
     if is_folder(named):
         return read_folder(Path(named))
-    own = dataclasses.replace(options, model=named, weights=None, pretrained=False, model_args=None)
+    own = options.naming(named, None)
     if isinstance(options, ScoreOptions):  # for a benchmark, random weights are as good
-        own = dataclasses.replace(own, weights=options.baseline_weights, pretrained=options.baseline_pretrained)
+        own = options.naming(named, options.baseline_weights, options.baseline_pretrained)
     architecture = classifier.architecture
     return open_named(own, architecture.class_names, architecture.preprocessing)

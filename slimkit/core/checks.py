@@ -110,6 +110,7 @@ def _check_number(options: Any, name: str, flag: str) -> None:
 
 def _check_shared(options: ModelOptions) -> None:
     _check_normalization(options)
+    _check_weights(options)
     if options.weights is not None and options.pretrained:
         raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
     if options.image_size is not None and options.resize is not None and options.resize < options.image_size:
@@ -117,6 +118,13 @@ def _check_shared(options: ModelOptions) -> None:
             f"An image size of {options.image_size} can't be cut from a shorter side of {options.resize} pixels.",
             "Give a --resize that is not smaller than --image-size.",
         )
+
+
+def _check_weights(options: ModelOptions) -> None:
+    if options.weights is None:
+        for name, given in (("--weights-key", options.weights_key), ("--new-head", options.new_head)):
+            if given:
+                raise UsageError(f"{name} says how --weights are read, which is not given.", "Give --weights FILE.")
 
 
 def _check_normalization(options: ModelOptions) -> None:

@@ -1,8 +1,11 @@
 """What each stage can be told: the options of the commands, and the sections of a recipe, with their defaults."""
 
+from __future__ import annotations
+
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Optimizer = Literal["sgd", "adam", "adamw"]
@@ -32,17 +35,33 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(CommonOptions):
+class NamedModelOptions:
+    """What is said of a model that is no folder: a folder says it itself."""
+
+    weights: Path | None = None  # a checkpoint
+    weights_key: str | None = None  # of the state dict in a file with several; None: the likeliest
+    new_head: bool = False  # a classifier for another number of classes starts from random
+    pretrained: bool = False  # the library's ImageNet weights
+    classes: Path | None = None  # a name per line, in the order of the logits; None: the data's classes
+    mean: tuple[float, float, float] | None = None  # of the images, whose values are 0 to 1; None: ImageNet's
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation | None = None  # of the images; None: bilinear
+    model_args: str | None = None  # JSON object: what the user's own class or function takes
+
+
+OF_NAMED_MODELS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(NamedModelOptions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CommonOptions, NamedModelOptions):
     """Shared by every stage that starts from a model."""
 
     model: str  # a model folder, the name of a network, or one of the user's own; see `models/own.py`
-    weights: Path | None = None  # a plain state dict for a named model
-    pretrained: bool = False  # the library's ImageNet weights for a named model
-    classes: Path | None = None  # a name per line, in the order of a named model's logits; None: the data's classes
-    mean: tuple[float, float, float] | None = None  # of a named model's images, from 0 to 1; None: ImageNet's
-    std: tuple[float, float, float] | None = None
-    interpolation: Interpolation | None = None  # of a named model's images; None: bilinear
-    model_args: str | None = None  # JSON object: what the user's own class or function takes
+
+    def naming(self, model: str, weights: Path | None, pretrained: bool = False) -> ModelOptions:
+        """The same with another model, of which no more is said."""
+        said = OF_NAMED_MODELS | {"weights": weights, "pretrained": pretrained}
+        return dataclasses.replace(self, model=model, **said)
 
 
 @dataclass(frozen=True, kw_only=True)

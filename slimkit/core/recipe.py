@@ -19,6 +19,7 @@ from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import WRITTEN_HERE, write_atomically
 from slimkit.core.folder import LEFT_BY_OTHERS, METADATA, read_architecture, sha256_of
 from slimkit.core.options import (
+    OF_NAMED_MODELS,
     CommonOptions,
     DistillOptions,
     PruneOptions,
@@ -56,8 +57,7 @@ _SECTIONS: dict[str, type[Stage]] = {
 }
 # a quarter of the usual images: the distillation that follows repairs far more than they would
 _IN_A_CHAIN: dict[str, dict[str, Any]] = {"prune": {"reconstruction_images": 1024}}
-# what the chain starts from
-_STARTING = ("model", "weights", "pretrained", "model_args", "classes", "mean", "std", "interpolation")
+_STARTING = ("model", *OF_NAMED_MODELS)  # what the chain starts from
 _SHARED = (*(f.name for f in dataclasses.fields(CommonOptions) if f.name != "force"), "device")
 
 

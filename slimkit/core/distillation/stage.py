@@ -73,7 +73,5 @@ def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -
         return read_folder(folder)
     if is_folder(options.teacher):
         return read_folder(Path(options.teacher))
-    named = dataclasses.replace(
-        options, model=options.teacher, weights=options.teacher_weights, pretrained=False, model_args=None
-    )
+    named = options.naming(options.teacher, options.teacher_weights)
     return open_named(named, class_order(named.weights, data), data.preprocessing)

@@ -52,9 +52,10 @@ class _Weights:
         return len(names & self.tensors.keys())
 
 
-def read_checkpoint(file: Path, names: Set[str]) -> dict[str, Tensor]:
+def read_checkpoint(file: Path, names: Set[str], key: str | None = None) -> dict[str, Tensor]:
     """The weights in `file` for a network whose tensors are called `names`, by those names; nothing is executed.
 
+    key: the dictionary in the file that is to be taken, as dotted keys such as model_ema; None: the likeliest.
     Tensors that the network lacks stay, and some that it has may be missing. Raises FolderError where the file holds no
     weights, ModelError where two sets of them fit or their numbers are not finite.
     """
@@ -62,6 +63,8 @@ def read_checkpoint(file: Path, names: Set[str]) -> dict[str, Tensor]:
     found = [_unwrap(path, tensors, names, file) for path, tensors in _dictionaries(content, ())]
     if not found:
         raise FolderError(f"{file} holds no state dict.", SAVE_HINT)
+    if key is not None:
+        found = _of_key(found, key, file)
     needed = {name for name in names if not name.endswith("num_batches_tracked")}
     found.sort(key=_rank)
     # the first that is whole, else the one that has most
@@ -73,16 +76,43 @@ def read_checkpoint(file: Path, names: Set[str]) -> dict[str, Tensor]:
     return chosen.tensors
 
 
+def _of_key(found: list[_Weights], key: str, file: Path) -> list[_Weights]:
+    """Those that lie where `key` says."""
+    if chosen := [weights for weights in found if ".".join(weights.path) == key]:
+        return chosen
+    known = [".".join(weights.path) for weights in found if weights.path]
+    hint = (
+        f"It has weights in: {', '.join(known)}." if known else "Its weights lie at the top: leave --weights-key out."
+    )
+    raise FolderError(f"{file} has no weights in {key!r}.", hint)
+
+
 def _load(file: Path) -> Any:
     """The plain values in `file`. Raises FolderError for anything else."""
     if not file.is_file():
         raise FolderError(f"There is no file {file}.", "Check the path given with --weights.")
+    if file.suffix == ".safetensors":
+        return _load_safetensors(file)
     _require_size(file)
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
         raise FolderError(f"{file} can't be read as plain weights: {_reason(error)}.", SAVE_HINT) from None
+
+
+def _load_safetensors(file: Path) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise FolderError(
+            f"{file} wants the package safetensors, which can't be imported: {error}.", "Run: pip install safetensors"
+        ) from None
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise FolderError(f"{file} can't be read as safetensors: {error}.", "Write the file again.") from None
 
 
 def _require_size(file: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimkit.core.architecture import Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
@@ -24,15 +24,15 @@ from slimkit.core.models.catalog import (
     model_names,
     model_type_of,
     pretrained_preprocessing,
-    pretrained_state,
     without_auxiliary_heads,
 )
 from slimkit.core.models.checkpoint import read_checkpoint
 from slimkit.core.models.classes import class_names_of, numbered
 from slimkit.core.models.describe import describe_graph, describe_layers
+from slimkit.core.models.fill import fill, fill_pretrained
 from slimkit.core.models.lineage import recorded_data
 from slimkit.core.models.own import build_own, is_own, own_base, own_preprocessing, own_type, parse_arguments
-from slimkit.core.options import ModelOptions
+from slimkit.core.options import OF_NAMED_MODELS, ModelOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone.model import build_model
 
@@ -100,11 +100,11 @@ def open_named(
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
-        state = read_checkpoint(options.weights, module.state_dict().keys())
-        _fill(module, without_auxiliary_heads(state), options.weights, num_classes)
+        state = read_checkpoint(options.weights, module.state_dict().keys(), options.weights_key)
+        fill(module, without_auxiliary_heads(state), options.weights, num_classes, new_head=options.new_head)
         log.info("Held-out accuracy reads high where the weights of %s saw the held-out images.", options.weights.name)
     elif options.pretrained and not is_own(name):
-        _fill_pretrained(module, name, num_classes)
+        fill_pretrained(module, name, num_classes)
     elif not options.pretrained:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
     if is_own(name):
@@ -123,8 +123,10 @@ def _count_classes(options: ModelOptions, width: int | None) -> int:
     """The classes of a network that nothing names: as many as its weights' last layer has, else as many as itself."""
     own = _build(options, None, width).state_dict()
     last = list(own)[-1]
-    known = own if options.weights is None else own | read_checkpoint(options.weights, own.keys())
-    return int(known[last].shape[0])
+    if options.weights is None or options.new_head:
+        return int(own[last].shape[0])
+    state = read_checkpoint(options.weights, own.keys(), options.weights_key)
+    return int(state.get(last, own[last]).shape[0])
 
 
 def _wanted_preprocessing(options: ModelOptions) -> Preprocessing | None:
@@ -233,46 +235,8 @@ def _named_classifier(
     return Classifier(rebuilt.eval(), architecture)
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor], file: Path, num_classes: int) -> None:
-    """Load `state` into `module`. Raises ModelError that names the first tensor that doesn't fit."""
-    own = module.state_dict()
-    last = list(own)[-1]
-    if last in state and state[last].shape[:1] != (num_classes,) and own[last].shape[:1] == (num_classes,):
-        raise ModelError(
-            f"{file} is for {state[last].shape[0]} classes ({last}); the data have {num_classes}.",
-            "Give the data that the weights were trained on with --data.",
-        )
-    for key in own:
-        if key not in state and not key.endswith("num_batches_tracked"):
-            raise ModelError(f"{file} lacks the tensor {key}.", "Name the network that these weights belong to.")
-        if key in state and state[key].shape != own[key].shape:
-            raise ModelError(
-                f"{file}: {key} has shape {tuple(state[key].shape)}, the network wants {tuple(own[key].shape)}.",
-                "Name the network that these weights belong to.",
-            )
-    unknown = [key for key in state if key not in own]
-    if unknown:
-        raise ModelError(
-            f"{file}: {unknown[0]} is not in the network.", "Name the network that these weights belong to."
-        )
-    own.update(state)  # it knows the versions of the modules, for which MNASNet asks
-    module.load_state_dict(own)
-
-
-def _fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
-    """ImageNet's weights; the classifier stays random where the number of classes differs."""
-    own = module.state_dict()
-    state = without_auxiliary_heads(pretrained_state(name))
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    own.update(fitting)
-    module.load_state_dict(own)
-    if len(fitting) < len(state):
-        log.info("ImageNet's 1000 classes are not the data's %d: the classifier starts from random.", num_classes)
-
-
 def _reject_weights(options: ModelOptions) -> None:
-    names = ("weights", "pretrained", "classes", "mean", "std", "interpolation", "model_args")
-    if given := next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name)), None):
+    if given := next((f"--{name.replace('_', '-')}" for name in OF_NAMED_MODELS if getattr(options, name)), None):
         raise UsageError(
             f"{given} goes with a named model; {options.model} is a model folder, which says that itself.",
             f"Leave {given} out, or name a torchvision model such as {model_names()[0]}.",
