@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_classifier
+from own_network import Net
 from test_cli_chain import slimkit, write_images
 
 from slimkit.core.errors import DataError
@@ -82,6 +83,16 @@ def test_what_needs_labels_says_so_before_any_work(folder: Path, command: tuple[
     assert result.returncode == 1
     assert f"{said} takes labelled images; photos holds photos without classes" in result.stderr
     assert not (folder / "out").exists()
+
+
+def test_an_own_network_on_photos_has_the_classes_of_its_weights_or_its_own(folder: Path) -> None:
+    file = Path(__file__).with_name("own_network.py")
+    torch.save(Net(num_classes=6).state_dict(), folder / "own.pth")
+    options = ("--data", "photos", "--image-size", "32", "--min-agreement", "0")
+    for name, weights, classes in (("Net", ("--weights", "own.pth"), 6), ("Net", (), 10), ("NormLast", (), 3)):
+        result = slimkit("quantize", f"{file}:{name}", *weights, *options, "-o", "out", "-f", cwd=folder)
+        assert result.returncode == 0, result.stderr
+        assert read_folder(folder / "out").architecture.num_classes == classes
 
 
 @pytest.mark.parametrize(("content", "said"), [("a\nb\na\n", "'a' twice"), ("\n", "names no classes")])

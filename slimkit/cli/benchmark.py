@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from slimkit.core.benchmark import BenchmarkReport, CrossCheck
 
-COLUMNS = ("", "runtime", "size (MB)", "median (ms)", "p90 (ms)", "mean (ms)", "model is")
+COLUMNS = ("", "runtime", "size (MB)", "median (ms)", "95 %", "p90 (ms)", "mean (ms)", "model is")
 
 
 @command(
@@ -44,6 +44,7 @@ def timings_table(report: "BenchmarkReport") -> "Table":
             each.runtime,
             each.size,
             each.latency.median,
+            _interval(each.latency.median_confidence),
             each.latency.p90,
             each.latency.mean,
             f"{report.speedup(each):.2f} x as fast" if each is not report.timings[0] else "",
@@ -52,6 +53,10 @@ def timings_table(report: "BenchmarkReport") -> "Table":
     ]
     title = f"Latency: {first.runs} runs of batch {first.batch_size} on {threads(first.threads)}"
     return table(title, COLUMNS, rows)
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
 def _agreement(check: "CrossCheck") -> str:

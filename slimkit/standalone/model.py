@@ -616,7 +616,7 @@ class GraphNetwork(nn.Module):
         Raises ValueError that names the layer which can't be built.
         """
         super().__init__()
-        self.layers = tuple(layers)
+        self.__layers = tuple(layers)
         modules = torch_layers(layers, tensors)
         for name, tensor in tensors.items():
             set_tensor(self, name, tensor, modules)
@@ -656,16 +656,20 @@ class GraphNetwork(nn.Module):
 
     def _prepare(self) -> None:
         known = {"input"}
-        for layer in self.layers:
+        for layer in self.__layers:
             name, inputs = layer["name"], layer["inputs"]
             if name in known or not known.issuperset(inputs):
                 raise ValueError(f"layer {name!r} has no name of its own, or reads what is no earlier layer: {inputs}")
             known.add(name)
-        read: set[str] = {self.layers[-1]["name"]}
-        for layer in reversed(self.layers):
+        read: set[str] = {self.__layers[-1]["name"]}
+        for layer in reversed(self.__layers):
             expired = tuple(dict.fromkeys(source for source in layer["inputs"] if source not in read))
             read.update(expired)
             self.__steps.insert(0, Step(self, layer, expired, self.__modules))
+
+    def _without_numbers(self) -> GraphNetwork:
+        """The same on torch's meta device, which computes shapes alone."""
+        return GraphNetwork(self.__layers, {name: t.to("meta") for name, t in self.state_dict().items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what is tied to these very tensors."""
@@ -981,13 +985,12 @@ def _require_logits(answer: Any, num_classes: int) -> None:
 def graph_answer(network: GraphNetwork, input_shape: Sequence[int]) -> Any:
     """What a graph's network answers, by shapes alone. Raises ValueError that names the layer which can't compute."""
     images = torch.empty(CHECKED_IMAGES, *input_shape, device="meta", dtype=_float_type(network))
-    without_numbers = GraphNetwork(network.layers, {k: t.to("meta") for k, t in network.state_dict().items()})
     values: dict[str, Any] = {"input": images}
     products = 0
     step = None
     try:
         with torch.no_grad():
-            for step in without_numbers.steps:
+            for step in network._without_numbers().steps:
                 step.check_dim(values)
                 each = step.products(values)
                 step.run(values, images.shape)

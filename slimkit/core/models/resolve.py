@@ -95,8 +95,9 @@ def open_named(
     class_names: in the order of its logits; None: they are numbered. Raises SlimkitError.
     """
     name = options.model
-    num_classes = len(class_names) if class_names is not None else _count_classes(options, width)
-    module = _build(options, num_classes, width)
+    wanted = len(class_names) if class_names is not None else _count_classes(options, width)
+    module = _build(options, wanted, width)
+    num_classes = wanted or IMAGENET_CLASSES
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
@@ -119,14 +120,14 @@ def _build(options: ModelOptions, num_classes: int | None, width: int | None) ->
     return build_named(options.model, num_classes or IMAGENET_CLASSES, width)
 
 
-def _count_classes(options: ModelOptions, width: int | None) -> int:
-    """The classes of a network that nothing names: as many as its weights' last layer has, else as many as itself."""
-    own = _build(options, None, width).state_dict()
-    last = list(own)[-1]
+def _count_classes(options: ModelOptions, width: int | None) -> int | None:
+    """The classes of a network that nothing names, where its weights are not for as many as it has by itself."""
     if options.weights is None or options.new_head:
-        return int(own[last].shape[0])
+        return None
+    own = _build(options, None, width).state_dict()
     state = read_checkpoint(options.weights, own.keys(), options.weights_key)
-    return int(state.get(last, own[last]).shape[0])
+    others = [key for key in own if key in state and state[key].shape != own[key].shape and state[key].dim()]
+    return int(state[others[-1]].shape[0]) if others else None
 
 
 def _wanted_preprocessing(options: ModelOptions) -> Preprocessing | None:
