@@ -187,6 +187,18 @@ def test_the_number_of_classes_is_given_where_it_is_taken() -> None:
     assert build_own(f"{FILE}:READY", 7, {}).head.out_features == 3
 
 
+def test_a_function_that_loads_its_weights_is_a_baseline(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    code = "from own_network import Net\ndef loaded():\n    return Net(num_classes=3, width=8)\n"
+    (tmp_path / "trained.py").write_text(code)
+    data = ("--data", "images", "--image-size", "32")
+    made = slimkit("quantize", "trained.py:loaded", *data, "--min-agreement", "0", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "the weights that its code gives it" in made.stderr
+    scored = slimkit("score", "submission", "--baseline", "trained.py:loaded", *data, "--runs", "3", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     assert {p.dtype for p in build_own(f"{FILE}:Half", 3, {}).parameters()} == {torch.float32}
 

@@ -39,6 +39,11 @@ def is_own(model: str) -> bool:
     return bool(place) and names_code and not Path(model).exists()
 
 
+def is_users(model: str) -> bool:
+    """Whether a model argument names the user's own code, which may bring weights of its own."""
+    return is_own(model) and not model.startswith(f"{TIMM}:")
+
+
 def build_own(model: str, num_classes: int | None, arguments: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """The network that the model argument names, made with `arguments`, in float32 and eval mode.
 

@@ -31,7 +31,7 @@ from slimkit.core.models.classes import class_names_of, numbered
 from slimkit.core.models.describe import describe_graph, describe_layers
 from slimkit.core.models.fill import fill, fill_pretrained
 from slimkit.core.models.lineage import recorded_data
-from slimkit.core.models.own import build_own, is_own, own_base, own_preprocessing, own_type, parse_arguments
+from slimkit.core.models.own import build_own, is_own, is_users, own_base, own_preprocessing, own_type, parse_arguments
 from slimkit.core.options import OF_NAMED_MODELS, ModelOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone.model import build_model
@@ -106,6 +106,8 @@ def open_named(
         log.info("Held-out accuracy reads high where the weights of %s saw the held-out images.", options.weights.name)
     elif options.pretrained and not is_own(name):
         fill_pretrained(module, name, num_classes)
+    elif is_users(name):
+        log.info("%s has the weights that its code gives it: --weights is not given.", name)
     elif not options.pretrained:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
     if is_own(name):
