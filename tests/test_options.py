@@ -22,6 +22,7 @@ from slimkit.core.options import (
     QuantizeOptions,
     ScoreOptions,
     TrainOptions,
+    plain_options,
 )
 from slimkit.core.typed import FieldError, parse_options
 
@@ -289,3 +290,10 @@ def test_the_defaults_are_possible(command: str, cls: type) -> None:
 def test_failures_in_json_are_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "--rate", "1.5", "--json"]) == 2
     assert "--rate" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_options_are_the_same_after_json_and_yaml() -> None:
+    options = PruneOptions(weights=Path("w.pth"), mean=(0.1, 0.2, 0.3), force=True)
+    plain = plain_options(options)
+    assert plain == json.loads(json.dumps(plain)) == yaml.safe_load(yaml.safe_dump(plain))
+    assert parse_options(PruneOptions, plain, "here") == dataclasses.replace(options, force=False)

@@ -14,6 +14,7 @@ from slimkit.core.options import (
     DEFAULT_RATE,
     Device,
     DistillOptions,
+    Interpolation,
     QuantizeOptions,
     Scheme,
     TrainOptions,
@@ -46,6 +47,9 @@ class CompressOptions:
     pretrained: bool | None = None
     model_args: str | None = None
     classes: Path | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation | None = None
     data: str | None = None
     image_size: int | None = None
     resize: int | None = None

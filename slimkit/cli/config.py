@@ -1,6 +1,5 @@
 """Options in a YAML file: flags beat the file, the file beats the defaults. What a command ran with is saved as one."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,6 +11,7 @@ import typer
 from slimkit import __version__
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import WRITTEN_HERE, require_file, write_atomically
+from slimkit.core.options import plain_options
 from slimkit.core.typed import FieldError, parse_options
 
 
@@ -90,7 +90,7 @@ def save_resolved(command: str, options: Any) -> None:
     if path.exists() and _says(path, options):
         return
     header = f"{WRITTEN_HERE}{__version__}. Again: slimkit {command} -c {path}\n"
-    write_atomically(path, header + yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
+    write_atomically(path, header + yaml.safe_dump(plain_options(options), sort_keys=False, allow_unicode=True))
 
 
 def _resolved_file(options: Any) -> Path:
@@ -103,16 +103,9 @@ def _says(file: Path, options: Any) -> bool:
     """Whether `file` gives these very options when a command reads it."""
     try:
         settings = read_settings(file)
-        return _plain(parse_options(type(options), settings, str(file))) == _plain(options)
+        return plain_options(parse_options(type(options), settings, str(file))) == plain_options(options)
     except (UsageError, FieldError):
         return False
-
-
-def _plain(options: Any) -> dict[str, Any]:
-    """The options as YAML values, but `force`: to repeat a run must not overwrite unasked."""
-    values = dataclasses.asdict(options)
-    del values["force"]
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def _loader() -> Any:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +20,8 @@ from slimkit.core.models.lineage import recorded_data
 from slimkit.core.models.resolve import is_folder, open_data_for, open_model_and_data
 from slimkit.core.options import ExportOptions
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.onnx_graph import OPSET, build_onnx
+from slimkit.core.quantization.onnx_exporter import EXAMPLES, OPSET, export_by_torch
+from slimkit.core.quantization.onnx_graph import build_onnx
 from slimkit.core.quantization.rounded import read_rounded
 from slimkit.core.run import checked
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
@@ -204,33 +201,12 @@ def _session(content: bytes) -> onnxruntime.InferenceSession:
 
 
 def _trace_float(classifier: Classifier) -> onnx.ModelProto:
-    """Export by torch. The example has two images, since torch would take a batch of one for a constant."""
-    example = torch.zeros(2, *classifier.architecture.input_shape)
-    with _quiet():
-        program = torch.onnx.export(
-            classifier.module.cpu().eval(),
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            verbose=False,
-        )
-    if program is None:
-        raise ModelError("torch gave no ONNX program for the model.", "Install a newer torch.")
-    return program.model_proto
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keep the exporter's own messages off stdout and the log."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
+    """Export by torch."""
+    example = torch.zeros(EXAMPLES, *classifier.architecture.input_shape)
+    return export_by_torch(
+        classifier.module.cpu().eval(),
+        [example],
+        ({0: torch.export.Dim("batch", min=1)},),
+        input_names=["input"],
+        output_names=["logits"],
+    )

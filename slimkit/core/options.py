@@ -64,6 +64,17 @@ class ModelOptions(CommonOptions, NamedModelOptions):
         return dataclasses.replace(self, model=model, **said)
 
 
+def plain_options(options: CommonOptions) -> dict[str, Any]:
+    """The options as YAML and JSON values, but `force`: to repeat a run must not overwrite unasked."""
+    values = dataclasses.asdict(options)
+    del values["force"]
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(ModelOptions):
     """`slimkit train`."""

@@ -26,6 +26,7 @@ from slimkit.core.options import (
     QuantizeOptions,
     ScoreOptions,
     TrainOptions,
+    plain_options,
 )
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import check_inputs, check_outputs
@@ -74,7 +75,7 @@ class Recipe:
         before = None
         for name, options in self.stages.items():
             usual = _places(name, self.root, before)
-            stages[name] = {key: value for key, value in _plain(options).items() if usual.get(key) != value}
+            stages[name] = {key: value for key, value in plain_options(options).items() if usual.get(key) != value}
             before = options
         return HEADER + yaml.safe_dump(stages, sort_keys=False, allow_unicode=True)
 
@@ -171,7 +172,7 @@ def _finished(recipe: Recipe, state: Mapping[str, Any]) -> list[str]:
     finished = []
     for name, options in recipe.stages.items():
         entry = state.get(name, {})
-        if entry.get("options") != _plain(options) or not _is_unchanged(options, entry):
+        if entry.get("options") != plain_options(options) or not _is_unchanged(options, entry):
             break
         finished.append(name)
     return finished
@@ -248,7 +249,7 @@ def _read_state(file: Path, force: bool) -> dict[str, Any]:
 
 
 def _entry(options: Stage) -> dict[str, Any]:
-    return {"options": _plain(options), "fingerprint": _fingerprint(options.output)}
+    return {"options": plain_options(options), "fingerprint": _fingerprint(options.output)}
 
 
 def _is_unchanged(options: Stage, entry: Mapping[str, Any]) -> bool:
@@ -269,13 +270,6 @@ def _without_needless_training(options: Stage) -> Stage:
     is_folder = (Path(options.model) / METADATA).is_file()
     trained = options.weights is not None or options.pretrained or is_folder
     return dataclasses.replace(options, epochs=0) if trained and options.epochs is None else options
-
-
-def _plain(options: Stage) -> dict[str, Any]:
-    """The options as plain YAML and JSON values; whether to replace files is no part of a recipe."""
-    values = dataclasses.asdict(options)
-    del values["force"]
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def _report(recipe: Recipe) -> CompressReport:

@@ -13,19 +13,14 @@ from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import require_file
 from slimkit.core.folder import METADATA, read_metadata, require_model_output
 from slimkit.core.load import free_threads
-from slimkit.core.models.own import is_users
+from slimkit.core.models.own import is_users_code
 from slimkit.core.models.resolve import is_folder
 from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
 
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
-FILES = (
-    "weights",
-    "teacher_weights",
-    "baseline_weights",
-    "use_sensitivity",
-    "classes",
-)  # options that name a file to read
+# options that name a file to read
+FILES = ("weights", "teacher_weights", "baseline_weights", "use_sensitivity", "classes")
 
 
 def checked(run: Run) -> Run:
@@ -85,7 +80,7 @@ def _check_weights_of(role: str, model: str, options: ModelOptions) -> None:
             raise UsageError(
                 f"--{role}-weights goes with a named model; {model} has weights of its own.", "Leave it out."
             )
-    elif weights is None and not pretrained and not is_users(model):
+    elif weights is None and not pretrained and not is_users_code(model):
         others = "" if pretrained is None else f" or --{role}-pretrained"
         raise UsageError(
             f"The {role} {model} would have random weights.",

@@ -77,10 +77,7 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     """
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
-    if options.finetune_epochs:
-        data.require_labels("--finetune-epochs")
-    if options.max_drop is not None:
-        data.require_labels("--max-drop")
+    _require_labels(data, options)
     pruned = prune_to_budget(classifier, data, options, _finetuner(data, options, progress), progress)
     if pruned.result.report.shortfall:
         log.warning(pruned.result.report.shortfall)
@@ -133,16 +130,21 @@ def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> Stage
     """Turn every Conv2d and Linear to int8 and write the submission to `options.output`."""
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
-    if options.qat_epochs:
-        data.require_labels("--qat-epochs")
-    if options.max_drop is not None:
-        data.require_labels("--max-drop")
+    _require_labels(data, options)
     made = quantize_for(classifier, data, options, progress)
     known = made.fidelity.figures()
     result = _write(made.classifier, classifier, data, options, progress, made.notes, known)
     weights = options.output / weights_name(result.architecture.model_type)
     sizes = dataclasses.asdict(size_breakdown(made.classifier.module.state_dict(), weights))
     return dataclasses.replace(result, figures=result.figures | {f"{part}_bytes": n for part, n in sizes.items()})
+
+
+def _require_labels(data: ImageSet, options: PruneOptions | QuantizeOptions) -> None:
+    """Raise DataError where an option trains or measures on labels, and the images have none."""
+    unasked = {"finetune_epochs": 0, "qat_epochs": 0, "max_drop": None}
+    for name, value in unasked.items():
+        if getattr(options, name, value) != value:
+            data.require_labels(f"--{name.replace('_', '-')}")
 
 
 def _require_float(classifier: Classifier) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from slimkit.core.graph.patience import OutOfTime, within
 from slimkit.core.graph.recall import forget, likeness_of, recall, remember
 from slimkit.core.graph.source import is_users
 from slimkit.core.measure.modes import evaluating, on_cpu
+from slimkit.core.quiet import quiet
 
 BATCH = 2  # a batch of one would be taken for a constant
 PATIENCE = 30.0  # seconds of CPU time; a network of 1,000 operations takes a fifth of it
@@ -79,7 +78,7 @@ def _export(module: nn.Module, input_shape: tuple[int, ...], fixed_size: bool) -
     """The exported program; height and width are fixed where their arithmetic takes torch too long, as in Swin."""
     images = torch.zeros(BATCH, *input_shape)
     batch, space = {0: Dim.AUTO}, dict.fromkeys(range(2, images.dim()), Dim.AUTO)
-    with evaluating(module), torch.no_grad(), _silent():
+    with evaluating(module), torch.no_grad(), quiet():
         try:
             if not fixed_size:
                 with suppress(OutOfTime), within(PATIENCE):
@@ -105,19 +104,6 @@ def _verify(graph: Graph, module: nn.Module, output_index: int) -> None:
             f"{type(module).__name__} answers otherwise than what torch.export captured of it.",
             "Let its forward() depend on the images and on its parameters alone, and change nothing of the network.",
         )
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without what torch.export says of its own inner life."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _where(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from slimkit.core.architecture import GRAPH_FORMAT_VERSION, Architecture, Layer, StoredTensor
-from slimkit.core.graph import Graph, Node
+from slimkit.core.graph import Graph
 from slimkit.core.measure.macs import count_macs, count_network
 from slimkit.standalone.model import DTYPES, layer_path
 
@@ -41,10 +41,14 @@ def describe_graph(
     weighted = dict(_weighted_layers(network))
     layers = []
     for node in graph.nodes:
-        path = layer_path(node.to_json()) or ""
-        layer = weighted.pop(path, None)  # the layer that is called twice costs its bytes once
-        described = _describe(node.name, layer, macs.get(path, 0), before.get(node.name)) if layer else _operation(node)
-        layers.append(_with_call(described, node))
+        entry = node.to_json()
+        path = layer_path(entry) or ""
+        module = weighted.pop(path, None)  # the layer that is called twice costs its bytes once
+        layer = Layer(name=node.name, type=node.operation)
+        if module is not None:
+            layer = _describe(node.name, module, macs.get(path, 0), before.get(node.name))
+        call = {part: entry[part] for part in ("operation", "arguments")}
+        layers.append(dataclasses.replace(layer, inputs=node.inputs, options=call))
     tensors = {
         name: StoredTensor(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], isinstance(tensor, nn.Parameter))
         for name, tensor in graph.tensors.items()
@@ -56,17 +60,6 @@ def describe_graph(
         count=count_network(network, graph.input_shape),
         format_version=GRAPH_FORMAT_VERSION,
     )
-
-
-def _operation(node: Node) -> Layer:
-    return Layer(name=node.name, type=node.operation)
-
-
-def _with_call(layer: Layer, node: Node) -> Layer:
-    """The layer, with what model.py calls for it."""
-    entry = node.to_json()
-    call = {"operation": entry["operation"], "arguments": entry["arguments"]}
-    return dataclasses.replace(layer, inputs=node.inputs, options=call)
 
 
 def _weighted_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

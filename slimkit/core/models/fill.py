@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -41,13 +41,20 @@ def fill(module: nn.Module, state: dict[str, Tensor], file: Path, num_classes: i
             f"{tuple(own[wrong[0]].shape)}" + (f"; {len(wrong) - 1} others differ too." if len(wrong) > 1 else "."),
             NETWORK_HINT,
         )
-    needed = {key for key in own if not key.endswith("num_batches_tracked")} - ({*head} if new_head else set())
-    if missing := [key for key in own if key in needed and key not in state]:
+    needed = [key for key in own if key not in head and not key.endswith("num_batches_tracked")]
+    if missing := [key for key in needed if key not in state]:
         raise ModelError(f"{file} lacks {_listed(missing)} of the network.", NETWORK_HINT)
     if unknown := [key for key in state if key not in own]:
         raise ModelError(f"{file} has {_listed(unknown)}, which the network has not.", NETWORK_HINT)
     own.update(state)  # it knows the versions of the modules, for which MNASNet asks
     module.load_state_dict(own)
+
+
+def count_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """The classes that `state` is for, where they are not as many as `module` has; None where they are."""
+    own = module.state_dict()
+    others = [key for key in own if key in state and state[key].shape != own[key].shape and state[key].dim()]
+    return int(state[others[-1]].shape[0]) if others else None
 
 
 def fill_pretrained(module: nn.Module, name: str, num_classes: int) -> None:
@@ -66,8 +73,8 @@ def _is_head(given: Tensor, own: Tensor, num_classes: int) -> bool:
     return own.dim() > 0 and own.shape[0] == num_classes and given.shape[1:] == own.shape[1:]
 
 
-def _listed(names: Collection[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     """Up to SHOWN names, and how many there are."""
-    shown = ", ".join(list(names)[:SHOWN])
+    shown = ", ".join(names[:SHOWN])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"the tensor{'s' if len(names) > 1 else ''} {shown}{more}"

@@ -39,7 +39,7 @@ def is_own(model: str) -> bool:
     return bool(place) and names_code and not Path(model).exists()
 
 
-def is_users(model: str) -> bool:
+def is_users_code(model: str) -> bool:
     """Whether a model argument names the user's own code, which may bring weights of its own."""
     return is_own(model) and not model.startswith(f"{TIMM}:")
 
@@ -194,14 +194,12 @@ def _build_timm(name: str, arguments: Mapping[str, Any], pretrained: bool) -> nn
     _require_timm_name(name)
     try:
         network = _timm().create_model(name, pretrained=pretrained, **arguments)
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise ModelError(f"timm can't make {name}: {first_line(error)}", "Correct --model-args.") from error
-        raise NetworkError(
-            f"timm's weights of {name} can't be had: {first_line(error)}",
-            "Connect to the network, or give a file with --weights.",
-        ) from error
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # its code takes whatever --model-args say, and may raise anything
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise NetworkError(
+                f"timm's weights of {name} can't be had: {first_line(error)}",
+                "Connect to the network, or give a file with --weights.",
+            ) from error
         raise ModelError(f"timm can't make {name}: {first_line(error)}", "Correct --model-args.") from error
     return _checked(network, f"{TIMM}:{name}")
 

@@ -29,9 +29,17 @@ from slimkit.core.models.catalog import (
 from slimkit.core.models.checkpoint import read_checkpoint
 from slimkit.core.models.classes import class_names_of, numbered
 from slimkit.core.models.describe import describe_graph, describe_layers
-from slimkit.core.models.fill import fill, fill_pretrained
+from slimkit.core.models.fill import count_classes, fill, fill_pretrained
 from slimkit.core.models.lineage import recorded_data
-from slimkit.core.models.own import build_own, is_own, is_users, own_base, own_preprocessing, own_type, parse_arguments
+from slimkit.core.models.own import (
+    build_own,
+    is_own,
+    is_users_code,
+    own_base,
+    own_preprocessing,
+    own_type,
+    parse_arguments,
+)
 from slimkit.core.options import OF_NAMED_MODELS, ModelOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone.model import build_model
@@ -95,18 +103,19 @@ def open_named(
     class_names: in the order of its logits; None: they are numbered. Raises SlimkitError.
     """
     name = options.model
-    wanted = len(class_names) if class_names is not None else _count_classes(options, width)
-    module = _build(options, wanted, width)
-    num_classes = wanted or IMAGENET_CLASSES
+    num_classes = IMAGENET_CLASSES if class_names is None else len(class_names)
+    module = _build(options, None if class_names is None else num_classes, width)
     if options.weights is not None:
         if options.pretrained:
             raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
         state = read_checkpoint(options.weights, module.state_dict().keys(), options.weights_key)
+        if class_names is None and not options.new_head and (own := count_classes(module, state)):
+            num_classes, module = own, _build(options, own, width)
         fill(module, without_auxiliary_heads(state), options.weights, num_classes, new_head=options.new_head)
         log.info("Held-out accuracy reads high where the weights of %s saw the held-out images.", options.weights.name)
     elif options.pretrained and not is_own(name):
         fill_pretrained(module, name, num_classes)
-    elif is_users(name):
+    elif is_users_code(name):
         log.info("%s has the weights that its code gives it: --weights is not given.", name)
     elif not options.pretrained:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
@@ -120,16 +129,6 @@ def _build(options: ModelOptions, num_classes: int | None, width: int | None) ->
     if is_own(options.model):
         return build_own(options.model, num_classes, parse_arguments(options.model_args), options.pretrained)
     return build_named(options.model, num_classes or IMAGENET_CLASSES, width)
-
-
-def _count_classes(options: ModelOptions, width: int | None) -> int | None:
-    """The classes of a network that nothing names, where its weights are not for as many as it has by itself."""
-    if options.weights is None or options.new_head:
-        return None
-    own = _build(options, None, width).state_dict()
-    state = read_checkpoint(options.weights, own.keys(), options.weights_key)
-    others = [key for key in own if key in state and state[key].shape != own[key].shape and state[key].dim()]
-    return int(state[others[-1]].shape[0]) if others else None
 
 
 def _wanted_preprocessing(options: ModelOptions) -> Preprocessing | None:
@@ -158,8 +157,7 @@ def is_folder(model: str) -> bool:
 def _stated_preprocessing(options: ModelOptions) -> dict[str, Any]:
     """What the options say of the images of a named network, or of the user's own."""
     given = {name: getattr(options, name) for name in ("mean", "std", "interpolation")}
-    says_nothing = is_own(options.model) and own_preprocessing(options.model) is None
-    if says_nothing and None in (options.mean, options.std):
+    if is_users_code(options.model) and None in (options.mean, options.std):
         log.info("%s: images get ImageNet's mean and deviation where --mean or --std give no others.", options.model)
     return {name: value for name, value in given.items() if value is not None}
 

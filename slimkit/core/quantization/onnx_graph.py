@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from slimkit.core.architecture import Architecture, Layer
 from slimkit.core.errors import ModelError
+from slimkit.core.quantization.onnx_exporter import OPSET
 from slimkit.core.quantization.onnx_functions import has_form, write_function
 from slimkit.core.quantization.onnx_traced import Traced, trace_functions
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
 
-OPSET = 18
 IR_VERSION = 10  # what ONNX Runtime 1.18 and later read
 
 
@@ -30,7 +30,7 @@ def build_onnx(architecture: Architecture, network: nn.Module) -> onnx.ModelProt
     Raises ModelError for a function that has no ONNX form here, and none in torch.
     """
     others = [layer for layer in architecture.layers if (layer.options or {}).get("function") and not has_form(layer)]
-    traced = trace_functions(network, others, architecture.input_shape, OPSET)
+    traced = trace_functions(network, others, architecture.input_shape)
     writer = Writer({key: tensor.detach().cpu().numpy() for key, tensor in _state(network).items()}, traced)
     for layer in architecture.layers:
         writer.values[layer.name] = WRITERS[layer.type](writer, layer)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +14,9 @@ from torch.export import Dim
 
 from slimkit.core.architecture import Layer
 from slimkit.core.errors import ModelError, first_line
+from slimkit.core.quantization.onnx_exporter import EXAMPLES, export_by_torch
 from slimkit.standalone.model import Codes, Function
 
-BATCH = 2  # torch would take a batch of one for a constant
 EXPORT_HINT = "Export the float model, or use the model folder itself."
 
 
@@ -44,23 +42,21 @@ class _Calls(nn.Module):
         return [f.call([next(remaining) for _ in range(n)]) for f, n in zip(self._functions, self._counts, strict=True)]
 
 
-def trace_functions(
-    network: nn.Module, wanted: Sequence[Layer], input_shape: Sequence[int], opset: int
-) -> dict[str, Traced]:
+def trace_functions(network: nn.Module, wanted: Sequence[Layer], input_shape: Sequence[int]) -> dict[str, Traced]:
     """What the functions of the layers `wanted` are in ONNX, by the layers' names.
 
     network: the int8 network that they are of. Raises ModelError where torch can't write them.
     """
     if not wanted:
         return {}
-    shapes, others = (_shapes(network, batch, input_shape) for batch in (BATCH, BATCH + 1))
+    shapes, others = (_shapes(network, batch, input_shape) for batch in (EXAMPLES, EXAMPLES + 1))
     modules = dict(network.named_modules())
     functions = [module for layer in wanted if isinstance(module := modules[layer.name], Function)]
     sources = [source for layer in wanted for source in layer.inputs]
     examples = tuple(torch.zeros(shapes[source]) for source in sources)
     dynamic = tuple(_free(shapes[source], others[source]) for source in sources)
     calls = _Calls(functions, [len(layer.inputs) for layer in wanted]).eval()
-    graph = _export(calls, examples, dynamic, wanted, opset).graph
+    graph = _export(wanted, calls, examples, dynamic)
     names = iter([value.name for value in graph.input])
     inputs = [tuple(next(names) for _ in layer.inputs) for layer in wanted]
     return {
@@ -69,32 +65,13 @@ def trace_functions(
     }
 
 
-def _export(
-    calls: nn.Module, examples: tuple[Tensor, ...], dynamic: Any, wanted: Sequence[Layer], opset: int
-) -> onnx.ModelProto:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def _export(wanted: Sequence[Layer], calls: nn.Module, examples: Sequence[Tensor], dynamic: Any) -> onnx.GraphProto:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                calls,
-                examples,
-                dynamo=True,
-                opset_version=opset,
-                external_data=False,
-                dynamic_shapes=(dynamic,),
-                verbose=False,
-            )
+        return export_by_torch(calls, examples, (dynamic,)).graph
     except Exception as error:  # the exporter raises nearly anything
         called = ", ".join(sorted({(layer.options or {})["function"] for layer in wanted}))
         reason = first_line(error.__cause__) if isinstance(error.__cause__, Exception) else first_line(error)
         raise ModelError(f"torch can't write {called} as ONNX: {reason}", EXPORT_HINT) from error
-    finally:
-        logging.disable(level)
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    return model
 
 
 def _part(graph: onnx.GraphProto, inputs: tuple[str, ...], output: str) -> Traced:
