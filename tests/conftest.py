@@ -48,10 +48,10 @@ def own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage, "RECORD", tmp_path / ".slimkit" / "models.json")
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def forgotten_traces() -> Iterator[None]:
     """torch.jit keeps a subclass of nn.Module for each module that it traced, and every one of them slows
-    torch.export, which patches nn.Module: the store is emptied after each file of tests, as torch's own tests do."""
+    torch.export, which patches nn.Module: the store is emptied after each test, as torch's own tests do."""
     yield
     _recursive.concrete_type_store = _recursive.ConcreteTypeStore()
 

@@ -24,7 +24,7 @@ import torch
 
 from slimkit.core.baseline import open_baseline
 from slimkit.core.checks import check_options
-from slimkit.core.data import ImageSet, label_map
+from slimkit.core.data import Images, ImageSet, label_map
 from slimkit.core.device import resolve_device
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
@@ -216,6 +216,10 @@ def _measure(
     progress: Progress,
 ) -> _Measured:
     """The figures of the model, and those of the baseline that are not given."""
+    models = [classifier, baseline] if baseline else [classifier]
+    images = with_test_images(
+        data, [model.architecture for model in models]
+    ).test  # there are some, before time is taken
     other: dict[str, float] = {}
     with materialize(classifier) as folder, materialize(baseline) if baseline else nullcontext() as other_folder:
         size = _size(classifier, folder)
@@ -231,19 +235,19 @@ def _measure(
     timed = latencies[1] if baseline and "latency" not in given else None
     if timed:
         other["latency"] = timed.mean
-    models = [classifier, baseline] if baseline else [classifier]
-    data = with_test_images(data, [model.architecture for model in models])
     if baseline and "accuracy" not in given:
-        other["accuracy"] = _accuracy(options, baseline, data, progress).top1
-    return _Measured(size, _accuracy(options, classifier, data, progress), latencies[0], timed, alone, other)
+        other["accuracy"] = _accuracy(options, baseline, data, images, progress).top1
+    return _Measured(size, _accuracy(options, classifier, data, images, progress), latencies[0], timed, alone, other)
 
 
 def _size(classifier: Classifier, folder: Path) -> float:
     return size_mb(folder / weights_name(classifier.architecture.model_type))
 
 
-def _accuracy(options: ScoreOptions, classifier: Classifier, data: ImageSet, progress: Progress) -> Accuracy:
-    """Top-1 and top-5 on every image of the test split, at the size that the data were opened with.
+def _accuracy(
+    options: ScoreOptions, classifier: Classifier, data: ImageSet, images: Images, progress: Progress
+) -> Accuracy:
+    """Top-1 and top-5 on every one of the test `images` of `data`, at the size that these were opened with.
 
     An int8 network is for the CPU, and on a GPU would answer by float arithmetic: unasked, it isn't evaluated there.
     """
@@ -251,7 +255,7 @@ def _accuracy(options: ScoreOptions, classifier: Classifier, data: ImageSet, pro
     own, opened = classifier.architecture.preprocessing, data.preprocessing
     return evaluate(
         classifier.module,
-        data.test,
+        images,
         dataclasses.replace(own, resize=opened.resize, crop=opened.crop),
         device="cpu" if as_deployed else resolve_device(options.device),
         label_map=label_map(classifier.architecture.class_names, data.class_names),
