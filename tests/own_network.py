@@ -53,6 +53,27 @@ READY = Ready()
 NUMBER = 5
 
 
+class Heads(nn.Module):
+    """Two classifiers on one trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = block(3, 16, 2), nn.Linear(16, 5), nn.Linear(16, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x).mean((2, 3))
+        return self.first(x), self.second(x)
+
+
+class Regression(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = block(3, 16, 2), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).mean((2, 3)))
+
+
 class Map(nn.Module):
     """No classifier: it answers with a map."""
 

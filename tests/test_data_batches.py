@@ -55,7 +55,7 @@ def test_batches_follow_the_order(folder: Path, store: type[MemoryStore], batch_
     files = sorted(folder.rglob("*.png"))
     for square, index in zip(pixels, order.tolist(), strict=True):
         image = model_loader.decode_image(files[index])
-        expected = model_loader.resize_to_square(image, {"resize": 20, "crop": 16, "interpolation": "bilinear"})
+        expected = model_loader.resize_to_cover(image, {"resize": 20, "crop": 16, "interpolation": "bilinear"})
         assert torch.equal(square, expected)
 
 

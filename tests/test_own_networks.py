@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import unsettled
-from own_network import Net
+from own_network import Heads, Net
 from test_cli_chain import slimkit, write_images
 
 from slimkit.core.architecture import IMAGENET_MEAN, Preprocessing
@@ -205,7 +205,12 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 @pytest.mark.parametrize(
     ("module", "said"),
-    [(Net(num_classes=5), "gives 5 logits for an image; the data have 3 classes"), ("Map", "not [2, classes]")],
+    [
+        (Net(num_classes=5), "gives 5 logits for an image; the data have 3 classes"),
+        ("Map", "not [2, classes]"),
+        ("Regression", "a regression"),
+        ("Heads", "2 outputs"),
+    ],
 )
 def test_what_is_no_classifier_of_the_data_is_refused(module: torch.nn.Module | str, said: str) -> None:
     network = build_own(f"{FILE}:{module}", 3, {}) if isinstance(module, str) else module
@@ -257,3 +262,13 @@ def test_what_is_no_mean_and_no_deviation_is_named(numbers: tuple[str, ...], sai
     result = slimkit("train", "resnet18", *numbers, cwd=tmp_path)
     assert result.returncode == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_of_several_outputs_one_is_named(index: int) -> None:
+    torch.manual_seed(0)
+    module = unsettled(Heads()).eval()
+    made = as_classifier(module, None, Preprocessing(36, 32), output_index=index)
+    with torch.no_grad():
+        assert torch.equal(made.module(images()), module(images())[index])
+    assert ("second.weight" in made.module.state_dict()) == (index == 1)

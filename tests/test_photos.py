@@ -45,6 +45,36 @@ def test_a_network_is_cut_and_quantized_on_photos_alone(folder: Path) -> None:
     assert read_folder(folder / "submission").architecture.class_names == tuple("0123456")
 
 
+def test_a_set_with_one_image_of_each_class_is_enough_to_quantize_with(folder: Path) -> None:
+    for i, name in enumerate("abcdefg"):
+        (folder / "few" / name).mkdir(parents=True)
+        shutil.copy(folder / "photos" / f"{i}.png", folder / "few" / name)
+    result = slimkit("quantize", *NAMED, "--data", "few", "--min-agreement", "0", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "No accuracy was measured: no class has two images" in result.stderr
+    result = slimkit(
+        "score",
+        "--data",
+        "few",
+        "--runs",
+        "2",
+        "--baseline-size",
+        "1",
+        "--baseline-latency",
+        "1",
+        "--baseline-accuracy",
+        "50",
+        "--threads",
+        "1",
+        "--min-accuracy",
+        "0",
+        cwd=folder,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((folder / "results.json").read_text())["images"] == 7
+    assert "reads high" in result.stderr
+
+
 def test_that_no_accuracy_was_measured_is_said(folder: Path) -> None:
     result = slimkit("quantize", *NAMED, "--data", "photos", "--min-agreement", "0", cwd=folder)
     assert "photos holds photos without classes" in result.stderr

@@ -74,13 +74,18 @@ def _reject_option_names(context: typer.Context) -> None:
             reject_option_name(context, parameter.opts, str(value))
 
 
+def _type(hint: Any, flag: Any) -> Any:
+    """What Typer reads a flag as; one with a parser of its own may have a type that Typer does not know."""
+    return Any if flag.parser else hint
+
+
 def _signature(options_type: type, flags: dict[str, Any]) -> inspect.Signature:
     hints, own = get_type_hints(options_type), options_type.__annotations__
     fields = sorted(
         dataclasses.fields(options_type), key=lambda f: (flags[f.name].rich_help_panel is not None, f.name not in own)
     )  # as --help shows them: the command's own flags, those of every model, then the panel of shared ones
     parameters: list[tuple[str, Any, Any]] = [("context", typer.Context, inspect.Parameter.empty)]
-    parameters += [(f.name, Annotated[hints[f.name], flags[f.name]], f.default) for f in fields]
+    parameters += [(f.name, Annotated[_type(hints[f.name], flags[f.name]), flags[f.name]], f.default) for f in fields]
     if "config" not in hints:
         parameters.append(("config", Annotated[str | None, config_flag(options_type)], None))
     parameters += [(name, Annotated[bool, flag], False) for name, flag in HOW_TO_RUN.items()]

@@ -19,6 +19,7 @@ from slimkit.core.options import (
     Scheme,
     TrainOptions,
 )
+from slimkit.core.sizes import Size
 
 STAGE_FLAGS = {  # where in a recipe each flag of a single stage belongs
     "train_epochs": ("train", "epochs"),
@@ -46,13 +47,14 @@ class CompressOptions:
     new_head: bool | None = None
     pretrained: bool | None = None
     model_args: str | None = None
+    output_index: int | None = None
     classes: Path | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None
     data: str | None = None
-    image_size: int | None = None
-    resize: int | None = None
+    image_size: Size | None = None
+    resize: Size | None = None
     device: Device | None = None
     seed: int | None = None
     threads: int | None = None

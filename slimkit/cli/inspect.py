@@ -10,6 +10,7 @@ from slimkit.cli.command import command
 from slimkit.cli.output import Output, table
 from slimkit.cli.stage import figure_rows
 from slimkit.core.options import ScoreOptions
+from slimkit.core.readme import describe_resize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ def summary_table(found: "Inspection") -> "Table":
     a = found.architecture
     rows = [
         ("model", f"{a.model_type}, from {a.base.get('name', 'nothing')}"),
-        ("input", f"{_by(a.input_shape)}; shorter side {a.preprocessing.resize}, centre {a.preprocessing.crop}"),
+        ("input", f"{_by(a.input_shape)}: {describe_resize(a.preprocessing)}, the centre cut out"),
         ("classes", f"{a.num_classes}"),
         (
             "pruning rate",

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from slimkit.cli.config import load_defaults
+from slimkit.cli.values import numbers, size
 
 SHARED = "Shared options"
 
@@ -43,14 +44,20 @@ FLAGS: dict[str, Any] = {
         "or numbers where the data are photos without classes.",
     ),
     "mean": typer.Option(
-        "--mean", help="Mean of each colour, of values from 0 to 1, for a named model. Without it: ImageNet's."
+        "--mean",
+        parser=numbers,
+        metavar="M M M",
+        help="Mean of each channel, of values from 0 to 1, for a named model. Without it: ImageNet's.",
     ),
-    "std": typer.Option("--std", help="Standard deviation of each colour, likewise."),
+    "std": typer.Option("--std", parser=numbers, metavar="S S S", help="Standard deviation of each channel, likewise."),
     "interpolation": typer.Option(
         "--interpolation", help="How images are resized for a named model. Without it: bilinear."
     ),
     "model_args": typer.Option(
         "--model-args", metavar="JSON", help="What your own class or function takes, such as '{\"num_classes\": 37}'."
+    ),
+    "output_index": typer.Option(
+        "--output-index", help="Which of several outputs of your own network are the logits, counted from 0."
     ),
     "baseline": typer.Option(
         "--baseline", metavar="MODEL", help="What to compare with. Without it: the model that this one was made from."
@@ -68,10 +75,18 @@ FLAGS: dict[str, Any] = {
         "digits100, which needs no network.",
     ),
     "image_size": _shared(
-        "--image-size", help="Pixels of the square input. Without it: what the model or data want, else 224."
+        "--image-size",
+        parser=size,
+        metavar="PIXELS",
+        help="Side of the square input, or height and width as 192x320. Without it: what the model or data want, else "
+        "224.",
     ),
     "resize": _shared(
-        "--resize", help="Pixels of the shorter side before the crop. Without it: 256/224 of the image size."
+        "--resize",
+        parser=size,
+        metavar="PIXELS",
+        help="Shorter side before the crop, or height and width that are covered. Without it: 256/224 of the image "
+        "size.",
     ),
     "device": device_flag("Where to compute."),
     "seed": _shared("--seed", help="Of everything random."),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimkit.core.errors import FolderError
+from slimkit.core.sizes import Size
 from slimkit.core.typed import FieldError, parse_dataclass
 
 FORMAT_VERSION = 1
@@ -22,10 +23,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to the network's input: resize the shorter side, crop the centre, normalize."""
+    """From an image to the network's input: resize until it covers `resize`, crop the centre, normalize."""
 
-    resize: int  # pixels of the shorter side
-    crop: int  # pixels of the square that is cut from the centre
+    resize: Size  # of a square: the pixels of the shorter side
+    crop: Size  # of what is cut from the centre
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of values in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"

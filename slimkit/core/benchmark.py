@@ -126,7 +126,7 @@ def compare_logits(classifier: Classifier, file: Path, data: ImageSet | None) ->
     with torch.inference_mode():
         ours = classifier.module(images)
     return CrossCheck(
-        inputs="random images" if data is None else f"{'held-out ' if data.is_labelled else ''}images of {data.name}",
+        inputs="random images" if data is None else f"{'held-out ' if data.can_measure else ''}images of {data.name}",
         count=len(images),
         agreement=100 * (ours.argmax(1) == theirs.argmax(1)).double().mean().item(),
         max_difference=(ours - theirs).abs().max().item(),
@@ -143,8 +143,8 @@ def _open(options: BenchmarkOptions, progress: Progress) -> tuple[Classifier, Im
 
 
 def _held_out_images(data: ImageSet) -> Tensor:
-    """Up to CHECKED_INPUTS images, evenly spread over those held out of training, or over all that have no classes."""
-    images = data.holdout if data.is_labelled else data.train
+    """Up to CHECKED_INPUTS images, evenly spread over those held out of training, or over all."""
+    images = data.holdout if data.can_measure else data.train
     order = torch.linspace(0, len(images) - 1, min(CHECKED_INPUTS, len(images))).long()
     pixels, _, _ = next(iter(images.batches(order, CHECKED_INPUTS)))
     return evaluation_input(pixels, data.preprocessing)

@@ -9,6 +9,7 @@ from typing import Any
 
 from slimkit.core.errors import UsageError
 from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
+from slimkit.core.sizes import Size, show_size
 
 MOST_THREADS, MOST_PIXELS = 1024, 8192
 
@@ -43,6 +44,7 @@ RANGES = {
     "image_size": Range(1, MOST_PIXELS, "224"),
     "resize": Range(1, MOST_PIXELS, "256"),
     "seed": Range(-(2**63), 2**64 - 1, "0", below=True),  # what torch takes
+    "output_index": Range(0, example="0"),
     "threads": Range(1, MOST_THREADS, "2"),
     "width": Range(1, 4096, "32"),
     "epochs": EPOCHS,
@@ -101,10 +103,15 @@ def _flag(name: str, source: str | None) -> str:
 
 def _check_number(options: Any, name: str, flag: str) -> None:
     value, allowed = getattr(options, name), OF_STAGE.get((type(options), name), RANGES.get(name))
-    if allowed is None or value is None or value in allowed:
+    if allowed is None or value is None:
         return
+    if isinstance(value, tuple) and len(value) != 2:
+        raise UsageError(f"{flag} is {show_size(value)}, no height and width.", "Give two numbers, such as 192x320.")
+    if all(each in allowed for each in (value if isinstance(value, tuple) else (value,))):
+        return
+    shown = show_size(value) if isinstance(value, tuple) else value
     raise UsageError(
-        f"{flag} is {value}, which is not {allowed}.", f"Give a number that is {allowed}, such as {allowed.example}."
+        f"{flag} is {shown}, which is not {allowed}.", f"Give a number that is {allowed}, such as {allowed.example}."
     )
 
 
@@ -113,11 +120,17 @@ def _check_shared(options: ModelOptions) -> None:
     _check_weights(options)
     if options.weights is not None and options.pretrained:
         raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
-    if options.image_size is not None and options.resize is not None and options.resize < options.image_size:
+    crop, whole = options.image_size, options.resize
+    if crop is not None and whole is not None and not _covers(whole, crop):
         raise UsageError(
-            f"An image size of {options.image_size} can't be cut from a shorter side of {options.resize} pixels.",
+            f"An image size of {show_size(crop)} can't be cut from {show_size(whole)} pixels.",
             "Give a --resize that is not smaller than --image-size.",
         )
+
+
+def _covers(whole: Size, part: Size) -> bool:
+    pairs = [(size, size) if isinstance(size, int) else size for size in (whole, part)]
+    return all(w >= p for w, p in zip(*pairs, strict=True))
 
 
 def _check_weights(options: ModelOptions) -> None:
@@ -131,10 +144,14 @@ def _check_normalization(options: ModelOptions) -> None:
     for name, numbers in (("mean", options.mean), ("std", options.std)):
         if numbers is None:
             continue
-        if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
-            wanted = "three numbers above 0" if name == "std" else "three numbers"
+        if not numbers or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+            wanted = "numbers above 0" if name == "std" else "numbers"
             shown = " ".join(f"{number:g}" for number in numbers)
-            raise UsageError(f"--{name} {shown} is not {wanted}.", f"Give one for each colour: --{name} 0.5 0.5 0.5.")
+            raise UsageError(f"--{name} {shown} are no {wanted}.", f"Give one for each channel: --{name} 0.5 0.5 0.5.")
+    if options.mean and options.std and len(options.mean) != len(options.std):
+        raise UsageError(
+            f"--mean has {len(options.mean)} numbers and --std {len(options.std)}.", "Give one for each channel."
+        )
 
 
 def _check_prune(options: PruneOptions) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from slimkit.core.sizes import Size
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Scheme = Literal["static", "dynamic"]
@@ -27,8 +29,8 @@ class CommonOptions:
     data: str | None = (
         None  # folder, .zip, or the name of a data set; None: what the model was made with, else digits100
     )
-    image_size: int | None = None  # pixels; None: what the model or the data set wants, else 224
-    resize: int | None = None  # pixels of the shorter side; None: 256/224 of the image size
+    image_size: Size | None = None  # pixels; None: what the model or the data set wants, else 224
+    resize: Size | None = None  # pixels, of a square of the shorter side; None: 256/224 of the image size
     force: bool = False  # replace what is there
     seed: int = 0
     threads: int | None = None  # of this process; None: see `load.free_threads`
@@ -43,10 +45,11 @@ class NamedModelOptions:
     new_head: bool = False  # a classifier for another number of classes starts from random
     pretrained: bool = False  # the library's ImageNet weights
     classes: Path | None = None  # a name per line, in the order of the logits; None: the data's classes
-    mean: tuple[float, float, float] | None = None  # of the images, whose values are 0 to 1; None: ImageNet's
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None  # of each channel, of values from 0 to 1; None: ImageNet's
+    std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None  # of the images; None: bilinear
     model_args: str | None = None  # JSON object: what the user's own class or function takes
+    output_index: int | None = None  # which of several outputs of the user's own network are the logits
 
 
 OF_NAMED_MODELS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(NamedModelOptions)}

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from slimkit.core.architecture import Architecture, Layer
+from slimkit.core.architecture import Architecture, Layer, Preprocessing
+from slimkit.core.sizes import show_size
 
 _TEMPLATE = """\
 # {model_type}, {num_classes} classes
@@ -41,7 +42,7 @@ and `train/` (or the usual other names) in it the first that is there is scored,
 {compression}
 
 ## Input
-An RGB image; the shorter side resized to {resize} pixels ({interpolation}), the centre {crop}x{crop} cut out, values
+{image}; {resize} ({interpolation}), the centre of {height}x{width} pixels cut out, values
 scaled to [0, 1], then normalized with mean {mean} and standard deviation {std}.
 
 ## Output
@@ -67,8 +68,10 @@ def render_readme(architecture: Architecture, weights: str, weights_bytes: int, 
         width=width,
         architecture=_architecture(architecture),
         compression=_compression(architecture),
-        resize=preprocessing.resize,
-        crop=preprocessing.crop,
+        image={1: "A gray image", 3: "An RGB image", 4: "An RGBA image"}.get(
+            channels, f"An array of {channels} channels"
+        ),
+        resize=describe_resize(preprocessing),
         interpolation=preprocessing.interpolation,
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
@@ -76,6 +79,13 @@ def render_readme(architecture: Architecture, weights: str, weights_bytes: int, 
         last_class=architecture.class_names[-1],
         figures=_figures(figures),
     )
+
+
+def describe_resize(preprocessing: Preprocessing) -> str:
+    """How an image is resized before its centre is cut out, in words."""
+    if isinstance(preprocessing.resize, int):
+        return f"the shorter side resized to {preprocessing.resize} pixels"
+    return f"resized until it covers {show_size(preprocessing.resize)} pixels (height and width)"
 
 
 def _summary(architecture: Architecture) -> str:

@@ -183,8 +183,9 @@ def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict
         "macs": classifier.architecture.macs,
         "macs_not_counted": ", ".join(count.not_counted) if count else "",
     }
-    if not data.is_labelled:
-        log.warning("No accuracy was measured: %s holds photos without classes.", data.name)
+    if not data.can_measure:
+        reason = "no class has two images" if data.is_labelled else f"{data.name} holds photos without classes"
+        log.warning("No accuracy was measured: %s.", reason)
         return size
     accuracy = evaluate(
         classifier.module,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from slimkit.core.sizes import Size, parse_size
+
 T = TypeVar("T")
 TRUTH = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 
@@ -44,7 +46,9 @@ def _as_meant(hint: Any, value: object, source: str) -> object:
     """`value` as one that the annotation allows, where what was meant is beyond doubt; else as it is."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return None if value is None else _as_meant(next(a for a in args if a is not type(None)), value, source)
+        if isinstance(value, str) and set(typing.get_args(Size)) <= {*args}:
+            value = value if (size := parse_size(value)) is None else size
+        return None if value is None else _as_meant(_meant(args, value), value, source)
     if value is None:
         raise FieldError(f"{source} has no value: write one, or leave the line out")
     if typing.get_origin(hint) is tuple:
@@ -56,6 +60,13 @@ def _as_meant(hint: Any, value: object, source: str) -> object:
     if hint is bool and isinstance(value, str):
         return TRUTH.get(value.lower(), value)
     return _number(hint, value) if hint in (int, float) and isinstance(value, str | float) else value
+
+
+def _meant(kinds: tuple[Any, ...], value: object) -> Any:
+    """Of the kinds in a union the one that `value` is to be: that for lists, or the first."""
+    is_list = isinstance(value, list | tuple)
+    given = [kind for kind in kinds if kind is not type(None)]
+    return next((kind for kind in given if is_list == (typing.get_origin(kind) is tuple)), given[0])
 
 
 def _number(kind: type, value: str | float) -> object:
@@ -88,7 +99,7 @@ def _parse(hint: Any, value: object, source: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _parse(next(a for a in args if a is not type(None)), value, source)
+        return _parse(_meant(args, value), value, source)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _wrong(source, "a list", value)

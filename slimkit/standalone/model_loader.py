@@ -51,9 +51,11 @@ LARGEST_SIDE = 2**14  # pixels of an image
 SPARE_BYTES = 16 * MB  # of a weights file, beside the tensors: names and alignment
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 IMAGE_SUFFIXES |= {".pnm", ".pbm"}
+ARRAY_SUFFIX = ".npy"  # an image of any number of channels, as NumPy saves it
 ORIENTATION = 0x0112  # among the tags of EXIF
 LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how Pillow reads the other byte of each value
 DEEP_COLOUR = {*LOW_BYTES, "LA;16B"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by the number of channels
 NOT_DATA = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found"}
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -127,10 +129,11 @@ def check_architecture(architecture: dict[str, Any], source: Path) -> None:
     if not isinstance(own, dict):
         refuse("preprocessing", "an object")
         return
-    for side in ("resize", "crop"):
-        if not _is_size(own.get(side)):
-            refuse(f"preprocessing.{side}", f"a number of pixels from 1 to {LARGEST_SIDE}")
-    if own["crop"] > own["resize"]:
+    for name in ("resize", "crop"):
+        size = own.get(name)
+        if not _is_size(size) and not (isinstance(size, list) and len(size) == 2 and all(map(_is_size, size))):
+            refuse(f"preprocessing.{name}", f"a number of pixels from 1 to {LARGEST_SIDE}, or [height, width]")
+    if any(crop > resize for crop, resize in zip(sides(own["crop"]), sides(own["resize"]), strict=True)):
         raise ValueError(f"{source}: preprocessing crops {own['crop']} pixels out of {own['resize']}")
     if _filter_name(own.get("interpolation")) not in Image.Resampling.__members__:
         refuse("preprocessing.interpolation", "one of " + ", ".join(m.name.lower() for m in Image.Resampling))
@@ -138,6 +141,8 @@ def check_architecture(architecture: dict[str, Any], source: Path) -> None:
         numbers = own.get(name)
         if not isinstance(numbers, list) or not all(_is_finite(n) and n > least for n in numbers):
             refuse(f"preprocessing.{name}", "a list of numbers" + (" above 0" if name == "std" else ""))
+        elif isinstance(shape, list) and len(numbers) != shape[0]:
+            refuse(f"preprocessing.{name}", f"a number for each of the {shape[0]} channels of input_shape")
 
 
 def _filter_name(interpolation: Any) -> str:
@@ -269,28 +274,64 @@ def _refuse_constant(name: str) -> None:
 # ---- Images ----
 
 
-def decode_image(file: str | Path | IO[bytes], name: str | None = None) -> Image.Image:
-    """Read an image of any kind as RGB, upright. Raises ValueError that names it (`name`, where `file` is a stream)."""
+def read_image(file: str | Path | IO[bytes], channels: int, name: str | None = None) -> Image.Image | Tensor:
+    """`decode_array` for .npy files, else `decode_image`. Raises ValueError that names it (`name`, of a stream)."""
+    if is_array_name(str(name or file)):
+        return decode_array(file, channels, name)
+    return decode_image(file, name, channels)
+
+
+def decode_image(file: str | Path | IO[bytes], name: str | None = None, channels: int = 3) -> Image.Image:
+    """Read an image of any kind in gray (1 channel), RGB (3) or RGBA (4), upright. Raises as `read_image`."""
+    if channels not in MODES:
+        raise ValueError(f"{name or file} has at most 4 channels; the network takes {channels}, as .npy files can hold")
     try:
         with Image.open(file) as image:
             is_deep = image.format == "PNG" and bool(image.tile) and image.tile[0][3] in DEEP_COLOUR
-            return to_rgb(_colour_of_16_bits(image, file) if is_deep else image)
+            return with_channels(_colour_of_16_bits(image, file) if is_deep else image, channels)
     except UnidentifiedImageError:  # whose message names the stream
         raise ValueError(f"{name or file} is not a readable image: its content is of no known format") from None
     except Exception as error:  # Pillow's parsers raise nearly anything for a damaged file
         raise ValueError(f"{name or file} is not a readable image: {error}") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn upright and convert to 8-bit RGB. Gray of 16 bits is scaled (Pillow would clip it), transparency dropped."""
-    image = _upright(image)
+def decode_array(file: str | Path | IO[bytes], channels: int, name: str | None = None) -> Tensor:
+    """Read a .npy file as float32 [channels, height, width], 0 … 255. Raises as `read_image`.
+
+    It holds [height, width, channels] or [channels, height, width]: integers of 8 or 16 bits from 0 to their largest
+    value, or floating-point numbers, which are taken as from 0 to 1.
+    """
+    import numpy as np  # for such files alone
+
+    try:
+        values = np.load(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises nearly anything for a damaged file
+        raise ValueError(f"{name or file} is not a readable array: {error}") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uf" or values.size == 0:
+        raise ValueError(f"{name or file} holds no array of unsigned integers or floating-point numbers")
+    if values.ndim == 2:
+        values = values[None]
+    elif values.ndim == 3 and values.shape[2] == channels:
+        values = values.transpose(2, 0, 1)
+    if values.ndim != 3 or values.shape[0] != channels or max(values.shape[1:]) > LARGEST_SIDE:
+        raise ValueError(f"{name or file} has the shape {list(values.shape)}, not [height, width, {channels}]")
+    white = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
+    return torch.from_numpy(values.astype(np.float32) * np.float32(255 / white))
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Turn upright and convert to 8-bit gray, RGB or RGBA, for 1, 3 or 4 channels.
+
+    Gray of 16 bits is scaled (Pillow would clip it); transparency is dropped where there is no channel for it.
+    """
+    image, mode = _upright(image), MODES[channels]
     if image.mode.startswith("I"):
-        return _gray_of_16_bits(image).convert("RGB")
+        return _gray_of_16_bits(image).convert(mode)
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return (image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")).convert(mode)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -328,32 +369,59 @@ def _colour_of_16_bits(image: ImageFile.ImageFile, file: str | Path | IO[bytes])
     return ImageChops.add(image.point(lambda value: 16 * value), low.point(lambda value: value // 16))
 
 
-def preprocess(image: Image.Image, preprocessing: dict[str, Any]) -> Tensor:
-    """Resize the shorter side to `resize`, cut the central `crop` x `crop`: uint8 [3, crop, crop]."""
-    return centre_crop(resize_to_square(image, preprocessing), preprocessing["crop"])
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size as the architecture gives it: a square's side, or both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
-def resize_to_square(image: Image.Image, preprocessing: dict[str, Any]) -> Tensor:
-    """Resize the shorter side of an RGB image to `resize` and cut the central square: uint8 [3, resize, resize]."""
-    side, (w, h) = preprocessing["resize"], image.size
-    width, height = side * w // min(w, h), side * h // min(w, h)  # of the whole image, resized
-    margin = round((side - preprocessing["crop"]) / 2)  # which `centre_crop` cuts off; the sum is torchvision's
-    left, top = (round((length - preprocessing["crop"]) / 2) - margin for length in (width, height))
-    # only the central square is computed: the box is where it lies in the image
-    box = (left * w / width, top * h / height, (left + side) * w / width, (top + side) * h / height)
+def preprocess(image: Image.Image | Tensor, preprocessing: dict[str, Any]) -> Tensor:
+    """Resize until the image covers `resize`, cut the central `crop`: [channels, height, width], 0 … 255."""
+    return centre_crop(resize_to_cover(image, preprocessing), preprocessing["crop"])
+
+
+def resize_to_cover(image: Image.Image | Tensor, preprocessing: dict[str, Any]) -> Tensor:
+    """Resize an image until it just covers `resize` (of a square: its shorter side) and cut the centre.
+
+    Gives [channels, *resize]: uint8 of an image, float32 of an array [channels, height, width].
+    """
+    h, w = image.shape[1:] if isinstance(image, Tensor) else image.size[::-1]
+    high, wide = sides(preprocessing["resize"])
+    width, height = (high * w // h, high) if w * high >= h * wide else (wide, wide * h // w)  # of all, resized
+    # `centre_crop` cuts the second term off; the difference is torchvision's
+    top, left = (
+        round((whole - crop) / 2) - round((side - crop) / 2)
+        for whole, side, crop in zip((height, width), (high, wide), sides(preprocessing["crop"]), strict=True)
+    )
+    # only the centre is computed: the box is where it lies in the image
+    box = (left * w / width, top * h / height, (left + wide) * w / width, (top + high) * h / height)
     resample = Image.Resampling[_filter_name(preprocessing["interpolation"])]
-    square = image.resize((side, side), resample, box)
-    return torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        bands = [_to_pillow(band).resize((wide, high), resample, box) for band in image]
+        return torch.stack([_of_pillow(band, torch.float32)[0] for band in bands])
+    return _of_pillow(image.resize((wide, high), resample, box), torch.uint8)
 
 
-def centre_crop(images: Tensor, size: int) -> Tensor:
-    """Cut the central `size` x `size` pixels: [..., h, w] -> [..., size, size]."""
-    top, left = (round((length - size) / 2) for length in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
+def _to_pillow(band: Tensor) -> Image.Image:
+    """A gray image of floating-point numbers from [height, width]."""
+    return Image.frombytes("F", (band.shape[1], band.shape[0]), band.contiguous().numpy().tobytes())
+
+
+def _of_pillow(image: Image.Image, dtype: torch.dtype) -> Tensor:
+    """[bands, height, width] of an image."""
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=dtype)
+    return values.view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def centre_crop(images: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Cut the centre of `size` pixels, see `sides`: [..., h, w] -> [..., height, width]."""
+    height, width = sides(size)
+    top, left = (round((have - keep) / 2) for have, keep in zip(images.shape[-2:], (height, width), strict=True))
+    return images[..., top : top + height, left : left + width]
 
 
 def normalize(images: Tensor, preprocessing: dict[str, Any]) -> Tensor:
-    """Values 0 … 255 -> 0 … 1, less the mean, divided by the standard deviation: float32 [n, 3, h, w]."""
+    """Values 0 … 255 -> 0 … 1, less the mean, divided by the standard deviation: float32 [n, channels, h, w]."""
     mean, std = (torch.tensor(preprocessing[key], device=images.device).view(-1, 1, 1) for key in ("mean", "std"))
     return images.float().div(255).sub_(mean).div_(std)
 
@@ -435,7 +503,12 @@ def is_hidden(part: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name, which isn't hidden, counts as an image."""
-    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES or is_array_name(name)
+
+
+def is_array_name(name: str) -> bool:
+    """Whether a file of this name holds an image as an array."""
+    return name.lower().endswith(ARRAY_SUFFIX)
 
 
 def read_class_folders(names: list[str], path: Path) -> ClassFolders:
@@ -598,11 +671,12 @@ def measure_accuracy(model: nn.Module, architecture: dict[str, Any], data_dir: P
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
     preprocessing = architecture["preprocessing"]
+    channels = len(preprocessing["mean"])
     correct = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
         for start in range(0, len(files), BATCH_SIZE):
             batch = files[start : start + BATCH_SIZE]
-            pixels = pool.map(lambda file: preprocess(decode_image(file[0]), preprocessing), batch)
+            pixels = pool.map(lambda file: preprocess(read_image(file[0], channels), preprocessing), batch)
             answers = model(normalize(torch.stack(list(pixels)), preprocessing)).argmax(1)
             correct += int((answers == torch.tensor([label for _, label in batch])).sum())
     return {"accuracy": 100 * correct / len(files), "correct": correct, "images": len(files)}

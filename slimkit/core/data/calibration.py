@@ -43,7 +43,7 @@ class CalibrationBatches:
         return -(-min(self.count, len(self.images)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Batches [n, 3, crop, crop], the last of them maybe smaller. Raises DataError that names a broken file."""
+        """Batches [n, channels, *crop], the last of them maybe smaller. Raises DataError that names a broken file."""
         order = epoch_order(len(self.images), self.seed, epoch=0)[: self.count]
         for pixels, _, _ in self.images.batches(order, self.batch_size):
             yield evaluation_input(pixels, self.preprocessing)

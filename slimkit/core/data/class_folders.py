@@ -44,11 +44,16 @@ class FileImages:
     files: list[str]
     labels: Tensor  # int64 [n]
 
-    def image(self, index: int) -> Image.Image:
+    @property
+    def pixel_type(self) -> torch.dtype:
+        """As `Source.pixel_type`."""
+        return torch.float32 if any(map(model_loader.is_array_name, self.files)) else torch.uint8
+
+    def image(self, index: int, channels: int = 3) -> Image.Image | Tensor:
         """As `Source.image`."""
         name = self.files[index]
         try:
-            return model_loader.decode_image(io.BytesIO(self.tree.read(name)), f"{self.tree.path / name}")
+            return model_loader.read_image(io.BytesIO(self.tree.read(name)), channels, f"{self.tree.path / name}")
         except ValueError as error:
             raise DataError(f"{error}.", "Repair or remove the file.") from error
 

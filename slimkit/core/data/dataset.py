@@ -23,7 +23,9 @@ from slimkit.core.data.sources import Collection
 from slimkit.core.data.trees import FolderTree, ZipTree
 from slimkit.core.errors import DataError, UsageError
 from slimkit.core.progress import Progress, silent
+from slimkit.core.sizes import Size, show_size
 from slimkit.standalone import model_loader
+from slimkit.standalone.model_loader import sides
 
 log = logging.getLogger("slimkit")
 
@@ -44,7 +46,12 @@ class ImageSet:
     splits: Mapping[str, Images]  # some of "train", "holdout" and "test"; "all" besides where the set comes unsplit
     flip: bool  # whether an image's mirror image is of the same class
     published_order: tuple[str, ...]  # of the classes: the one that others' weights know
+    collection: Collection  # what it is made from
     sketch: str | None = None  # of the files that training images are carved from; see `model_loader.sketch`
+
+    def prepared(self, preprocessing: Preprocessing) -> ImageSet:
+        """The same images for another network. Raises DataError where it takes more channels than they have."""
+        return self if preprocessing == self.preprocessing else _prepared(self.collection, self.source, preprocessing)
 
     @property
     def train(self) -> Images:
@@ -66,6 +73,11 @@ class ImageSet:
         """Whether it is known what the images show."""
         return bool(self.class_names)
 
+    @property
+    def can_measure(self) -> bool:
+        """Whether labelled images are held out of training."""
+        return self.is_labelled and "holdout" in self.splits
+
     def require_labels(self, purpose: str) -> None:
         """Raise DataError where the images have no classes. purpose: what takes them, as the subject of a sentence."""
         if not self.is_labelled:
@@ -74,7 +86,7 @@ class ImageSet:
     def _split(self, split: str) -> Images:
         if split != "train":
             self.require_labels("Measuring accuracy")
-        if split not in self.splits and "all" in self.splits:
+        if split not in self.splits and split != "train" and "train" in self.splits:
             raise DataError(f"No class of {self.name} has two images, so none can be set aside.", "Add images.")
         if split not in self.splits:
             wanted = "test" if split == "test" else "training"
@@ -85,8 +97,8 @@ class ImageSet:
 def open_dataset(
     spec: str,
     *,
-    image_size: int | None = None,
-    resize: int | None = None,
+    image_size: Size | None = None,
+    resize: Size | None = None,
     wanted: Preprocessing | None = None,
     stated: Mapping[str, Any] | None = None,
     progress: Progress = silent,
@@ -95,15 +107,20 @@ def open_dataset(
 
     wanted: the preprocessing that a model asks for; None: what the set suggests, else 256 and 224 pixels.
     stated: fields of the preprocessing that are to be others.
-    image_size: pixels of the network's input, where that is to be another. resize: pixels of the shorter side before
-    the centre is cut; None: in the same proportion as there. `progress` shows a download.
+    image_size: pixels of the network's input, where that is to be another. resize: pixels (of a square: of the shorter
+    side) before the centre is cut; None: in the same proportion as there. `progress` shows a download.
     Raises DataError, UsageError for sizes that can't be, and NetworkError where a download fails.
     """
     collection = find_collection(spec, progress)
     usual = dataclasses.replace(wanted or collection.suggested, **(stated or {}))
-    preprocessing = _preprocessing(usual, image_size, resize)
+    return _prepared(collection, spec, _preprocessing(usual, image_size, resize))
+
+
+def _prepared(collection: Collection, spec: str, preprocessing: Preprocessing) -> ImageSet:
+    """The images of `collection`, which the user called `spec`, with stores for what is decoded of them."""
+    _require_channels(collection, preprocessing)
     images = sum(len(source.labels) for source in collection.sources.values())
-    held = fits_in_memory(images, preprocessing.resize)
+    held = fits_in_memory(collection.sources.values(), preprocessing)
     if not held:
         log.info("%s: %d images do not fit in memory, so they are streamed.", collection.name, images)
     whole = {
@@ -119,6 +136,7 @@ def open_dataset(
         splits=_split(whole) if collection.class_names else whole,
         flip=collection.flip,
         published_order=collection.published_order or collection.class_names,
+        collection=collection,
         sketch=carved_from.sketch() if isinstance(carved_from, FileImages) else None,
     )
 
@@ -157,15 +175,33 @@ def label_map(model_names: Sequence[str], data_names: Sequence[str]) -> Tensor:
     return torch.tensor([places[model_loader.normalized(name)] for name in data_names])
 
 
-def _preprocessing(usual: Preprocessing, image_size: int | None, resize: int | None) -> Preprocessing:
+def _preprocessing(usual: Preprocessing, image_size: Size | None, resize: Size | None) -> Preprocessing:
     crop = usual.crop if image_size is None else image_size
-    resize = round(crop * usual.resize / usual.crop) if resize is None else resize
-    if crop < 1 or resize < crop:
+    resize = _in_proportion(crop, usual) if resize is None else resize
+    if any(cut < 1 or whole < cut for cut, whole in zip(sides(crop), sides(resize), strict=True)):
         raise UsageError(
-            f"An image size of {crop} can't be cut from a shorter side of {resize} pixels.",
+            f"An image size of {show_size(crop)} can't be cut from {show_size(resize)} pixels.",
             "Give an --image-size of 1 or more, and a --resize that is not smaller.",
         )
     return dataclasses.replace(usual, resize=resize, crop=crop)
+
+
+def _in_proportion(crop: Size, usual: Preprocessing) -> Size:
+    """What `crop` is cut from, as much larger as it usually is."""
+    larger = [whole / cut for whole, cut in zip(sides(usual.resize), sides(usual.crop), strict=True)]
+    if isinstance(crop, int):
+        return round(crop * larger[0])
+    return round(crop[0] * larger[0]), round(crop[1] * larger[1])
+
+
+def _require_channels(collection: Collection, preprocessing: Preprocessing) -> None:
+    """Raise DataError where a network takes more channels than images have."""
+    channels = len(preprocessing.mean)
+    if channels not in model_loader.MODES and any(s.pixel_type == torch.uint8 for s in collection.sources.values()):
+        raise DataError(
+            f"The network takes {channels} channels; the images of {collection.name} have 1 to 4.",
+            f"Name data whose images are NumPy arrays [height, width, {channels}], in .npy files.",
+        )
 
 
 def _all_of(store: MemoryStore | StreamStore) -> Images:
@@ -175,11 +211,11 @@ def _all_of(store: MemoryStore | StreamStore) -> Images:
 def _split(whole: Mapping[str, Images]) -> dict[str, Images]:
     """Carve what the set does not come with: train and test from all, holdout from train."""
     splits = dict(whole)
+    if "all" in splits and splits["all"].labels.bincount().max() < 2:
+        return splits | {"train": splits["all"]}  # enough to calibrate on, and to score on
     if "all" in splits:
-        if splits["all"].labels.bincount().max() < 2:
-            return splits  # enough to score on
         splits["train"], splits["test"] = carve(splits["all"], TEST_SHARE)
-    if "train" in splits and "holdout" not in splits:
+    if "train" in splits and "holdout" not in splits and splits["train"].labels.bincount().max() > 1:
         splits["train"], splits["holdout"] = carve(splits["train"], HOLDOUT_SHARE)
     return splits
 

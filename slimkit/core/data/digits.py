@@ -16,6 +16,7 @@ from torch import Tensor
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data.randomness import permutation, uniform
 from slimkit.core.data.sources import Collection
+from slimkit.standalone import model_loader
 
 NAME = "digits100"
 SIDE = 64  # pixels of the square canvas
@@ -36,19 +37,21 @@ def digits100() -> Collection:
 class DigitPairs:
     """The images of one split, each drawn when it is asked for."""
 
+    pixel_type = torch.uint8
+
     def __init__(self, split: str) -> None:
         self.labels: Tensor = torch.arange(100).repeat_interleave(IMAGES_PER_CLASS[split])
         self._split = split
         self._draws = uniform(torch.arange(len(self.labels)), (KEYS[split],), draws=12).tolist()
 
-    def image(self, index: int) -> Image.Image:
-        """Two digits side by side, RGB, 64x64."""
+    def image(self, index: int, channels: int = 3) -> Image.Image:
+        """Two digits side by side, 64x64."""
         draws = self._draws[index]
         canvas = Image.new("L", (SIDE, SIDE))
         for position, digit in enumerate(divmod(int(self.labels[index]), 10)):
             _draw_digit(canvas, specimens(self._split)[digit], position, draws[4 * position : 4 * position + 4])
         canvas.putpalette(_palette(draws[8:12]))
-        return canvas.convert("RGB")
+        return model_loader.with_channels(canvas, channels)
 
 
 def _draw_digit(canvas: Image.Image, candidates: list[Image.Image], position: int, draws: list[float]) -> None:

@@ -1,12 +1,13 @@
 """Labelled images in batches: held in memory, each decoded when it is first asked for, or streamed by worker processes.
 
-Both give the same pixels: uint8 squares whose side is the preprocessing's `resize`.
+Both give the same pixels, of the preprocessing's `resize`: uint8 of images, float32 where there are arrays.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Store(Protocol):
     labels: Tensor  # int64 [n]
 
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """The images at `positions`, in batches of uint8 [b, 3, resize, resize]. Raises DataError that names a file."""
+        """The images at `positions`, in batches [b, channels, *resize] of 0 … 255. Raises DataError, naming a file."""
 
     def load(self, positions: Tensor, progress: Progress) -> None:
         """Decode now what reading `positions` would decode on the way."""
@@ -62,8 +63,8 @@ class Images:
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The images at `order` (indices, int64 [n]), in that order; the last batch may be smaller.
 
-        Gives (pixels uint8 [b, 3, resize, resize], labels int64 [b], indices int64 [b]). Raises DataError that names
-        the file of an image that can't be decoded.
+        Gives (pixels [b, channels, *resize] of 0 … 255, labels int64 [b], indices int64 [b]). Raises DataError that
+        names the file of an image that can't be decoded.
         """
         if len(order) == 0:
             return
@@ -84,8 +85,8 @@ class MemoryStore:
         self.labels = source.labels
         self._source = source
         self._preprocessing = dataclasses.asdict(preprocessing)
-        side = preprocessing.resize
-        self._pixels = torch.empty(len(self.labels), 3, side, side, dtype=torch.uint8)  # takes memory as it is filled
+        shape = (len(self.labels), *pixel_shape(preprocessing))
+        self._pixels = torch.empty(shape, dtype=source.pixel_type)  # takes memory as it is filled
         self._decoded = torch.zeros(len(self.labels), dtype=torch.bool)
 
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -111,8 +112,7 @@ class MemoryStore:
 
     def _decode_each(self, positions: list[int]) -> None:
         for position in positions:
-            image = self._source.image(position)
-            self._pixels[position] = model_loader.resize_to_square(image, self._preprocessing)
+            self._pixels[position] = _pixels(self._source, position, self._preprocessing)
 
 
 class StreamStore:
@@ -120,12 +120,12 @@ class StreamStore:
 
     def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
         self.labels = source.labels
-        self._squares = _Squares(source, dataclasses.asdict(preprocessing))
+        self._pixels = _Pixels(source, dataclasses.asdict(preprocessing))
 
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
         """As `Store.read`."""
         loader: DataLoader[Any] = DataLoader(
-            self._squares,
+            self._pixels,
             batch_sampler=[chunk.tolist() for chunk in torch.split(positions, batch_size)],
             num_workers=min(len(allowed_processors()), 16),
             collate_fn=_stack,
@@ -139,33 +139,45 @@ class StreamStore:
         """As `Store.load`: nothing is held."""
 
 
-class _Squares(Dataset[Any]):
-    """The squares of a source, as a DataLoader's workers see them."""
+class _Pixels(Dataset[Any]):
+    """The pixels of a source, as a DataLoader's workers see them."""
 
     def __init__(self, source: Source, preprocessing: dict[str, Any]) -> None:
         self._source = source
         self._preprocessing = preprocessing
 
     def __getitem__(self, position: int) -> Any:
-        """uint8 [3, resize, resize], or what a DataError says: raised in a worker, it would come back as another."""
+        """[channels, *resize], or what a DataError says: raised in a worker, it would come back as another."""
         try:
-            return model_loader.resize_to_square(self._source.image(position), self._preprocessing).numpy()
+            return _pixels(self._source, position, self._preprocessing).numpy()
         except DataError as error:
             return str(error), error.hint
 
 
-def _stack(squares: list[Any]) -> Any:
+def _pixels(source: Source, position: int, preprocessing: dict[str, Any]) -> Tensor:
+    image = source.image(position, channels=len(preprocessing["mean"]))
+    return model_loader.resize_to_cover(image, preprocessing).to(source.pixel_type)
+
+
+def pixel_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """(channels, height, width) of an image as it is held."""
+    return len(preprocessing.mean), *model_loader.sides(preprocessing.resize)
+
+
+def _stack(pixels: list[Any]) -> Any:
     """A batch, or what the first error in it says.
 
     NumPy arrays come through a pipe; tensors would take shared memory, which containers have little of.
     """
-    errors = [square for square in squares if isinstance(square, tuple)]
-    return errors[0] if errors else np.stack(squares)
+    errors = [each for each in pixels if isinstance(each, tuple)]
+    return errors[0] if errors else np.stack(pixels)
 
 
-def fits_in_memory(images: int, resize: int) -> bool:
-    """Whether the squares of so many images should be held."""
-    return images * 3 * resize**2 <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory())
+def fits_in_memory(sources: Iterable[Source], preprocessing: Preprocessing) -> bool:
+    """Whether the pixels of all images should be held."""
+    image = math.prod(pixel_shape(preprocessing))
+    taken = sum(len(source.labels) * image * source.pixel_type.itemsize for source in sources)
+    return taken <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory())
 
 
 def _available_memory() -> float:

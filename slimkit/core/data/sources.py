@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,8 +20,15 @@ class Source(Protocol):
     def labels(self) -> Tensor:
         """The class of each image: int64 [n]."""
 
-    def image(self, index: int) -> Image.Image:
-        """The image at `index`, in RGB, as large as it is. Raises DataError that names the file."""
+    @property
+    def pixel_type(self) -> torch.dtype:
+        """uint8, or float32 where any of the images is an array."""
+
+    def image(self, index: int, channels: int = 3) -> Image.Image | Tensor:
+        """The image at `index`, as large as it is, as `model_loader.read_image` gives it.
+
+        Raises DataError that names the file.
+        """
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,16 @@ NAMES = tuple(RECIPES)
 class TorchvisionImages:
     """Images of a torchvision data set, with their classes in another order."""
 
+    pixel_type = torch.uint8
+
     def __init__(self, dataset: Any, labels: Tensor) -> None:
         self.labels = labels
         self._dataset = dataset
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, channels: int = 3) -> Image.Image:
         """As `Source.image`."""
         try:
-            return model_loader.to_rgb(self._dataset[index][0])
+            return model_loader.with_channels(self._dataset[index][0], channels)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"Image {index} of {type(self._dataset).__name__} can't be read: {error}.",

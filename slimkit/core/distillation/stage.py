@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from slimkit.core.data import ImageSet, label_map, open_dataset
+from slimkit.core.data import ImageSet, label_map
 from slimkit.core.distillation.losses import DistillationLoss
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier, read_folder
@@ -17,6 +17,7 @@ from slimkit.core.models.lineage import find_baseline, weights_sha256
 from slimkit.core.models.resolve import is_folder, open_named
 from slimkit.core.options import DistillOptions
 from slimkit.core.progress import Progress, silent
+from slimkit.core.sizes import show_size
 from slimkit.core.training.loop import fit
 from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
 
@@ -38,7 +39,7 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
         temperature=options.temperature,
         alpha=options.alpha,
     )
-    view = teacher_view(teacher, data, progress)
+    view = teacher_view(teacher, data)
     history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress, view)
     detail = training_detail("distill", data, fit_options, history)
     detail |= {
@@ -52,13 +53,14 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
     return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))
 
 
-def teacher_view(teacher: Classifier, data: ImageSet, progress: Progress = silent) -> ImageSet | None:
+def teacher_view(teacher: Classifier, data: ImageSet) -> ImageSet | None:
     """The images of `data` as the teacher wants them, or None where that is how the student has them."""
     wanted = teacher.architecture.preprocessing
     if wanted == data.preprocessing:
         return None
-    log.info("the teacher sees the images in its own preprocessing: %d pixels of %d", wanted.crop, wanted.resize)
-    return open_dataset(data.source, wanted=wanted, progress=progress)
+    shown = (show_size(wanted.crop), show_size(wanted.resize))
+    log.info("the teacher sees the images in its own preprocessing: %s pixels of %s", *shown)
+    return data.prepared(wanted)
 
 
 def open_teacher(student: Classifier, data: ImageSet, options: DistillOptions) -> Classifier:

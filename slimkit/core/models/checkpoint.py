@@ -130,6 +130,8 @@ def _reason(error: Exception) -> str:
     """What is wrong with a file, out of what torch.load says."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds an object of {refused[1]}, which is code"
+    if "torchscript" in str(error).lower():
+        return "it is a TorchScript archive, which is code"
     return "torch.save did not write it, or it is damaged"
 
 

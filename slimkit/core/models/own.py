@@ -94,10 +94,11 @@ def own_preprocessing(model: str) -> Preprocessing | None:
         return None
     _require_timm_name(name)
     config = _timm("data").resolve_data_config(pretrained_cfg=_timm().get_pretrained_cfg(name).to_dict())
-    crop = int(config["input_size"][1])
+    _, height, width = config["input_size"]
+    crop, resize = ((height, width), tuple(math.floor(side / config["crop_pct"]) for side in (height, width)))
     return Preprocessing(
-        resize=math.floor(crop / config["crop_pct"]),
-        crop=crop,
+        resize=resize[0] if height == width else resize,
+        crop=crop[0] if height == width else crop,
         mean=tuple(map(float, config["mean"])),
         std=tuple(map(float, config["std"])),
         interpolation=str(config["interpolation"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimkit.core.architecture import Architecture, Preprocessing
+from slimkit.core.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture, Preprocessing
 from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
@@ -26,6 +27,7 @@ from slimkit.core.models.catalog import (
     pretrained_preprocessing,
     without_auxiliary_heads,
 )
+from slimkit.core.models.channels import COLOURS, for_channels
 from slimkit.core.models.checkpoint import read_checkpoint
 from slimkit.core.models.classes import class_names_of, numbered
 from slimkit.core.models.describe import describe_graph, describe_layers
@@ -43,6 +45,7 @@ from slimkit.core.models.own import (
 from slimkit.core.options import OF_NAMED_MODELS, ModelOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.standalone.model import build_model
+from slimkit.standalone.model_loader import sides
 
 log = logging.getLogger("slimkit")
 
@@ -58,7 +61,7 @@ def open_model_and_data(
 
     A folder's data are those that it was made with unless `options.data` names others, which must have the model's
     classes. A named model gets its classes from the data, and its input size from `pretrained` weights, else from the
-    data. Raises SlimkitError.
+    data. A network of the user's own says how many channels its images have. Raises SlimkitError.
     """
     if is_folder(options.model):
         _reject_weights(options)
@@ -74,7 +77,7 @@ def open_model_and_data(
     )
     classifier = open_named(options, class_names_of(options, data), data.preprocessing, width=width)
     label_map(classifier.architecture.class_names, data.class_names)
-    return classifier, data
+    return classifier, data.prepared(classifier.architecture.preprocessing)
 
 
 def open_data_for(classifier: Classifier, options: ModelOptions, *, progress: Progress = silent) -> ImageSet:
@@ -100,7 +103,8 @@ def open_named(
 ) -> Classifier:
     """The named model of `options`, or the user's own, with the weights that they ask for.
 
-    class_names: in the order of its logits; None: they are numbered. Raises SlimkitError.
+    class_names: in the order of its logits; None: they are numbered. preprocessing: mean and deviation become those of
+    the channels that a network of the user's own takes. Raises SlimkitError.
     """
     name = options.model
     num_classes = IMAGENET_CLASSES if class_names is None else len(class_names)
@@ -119,9 +123,12 @@ def open_named(
         log.info("%s has the weights that its code gives it: --weights is not given.", name)
     elif not options.pretrained:
         log.info("%s has random weights: neither --weights nor --pretrained is given.", name)
+    if options.output_index is not None and not is_own(name):
+        raise UsageError(f"{name} has one output, so there is none to choose.", "Leave --output-index out.")
     if is_own(name):
-        return as_classifier(module, class_names, preprocessing, model=name)
-    return _named_classifier(module, name, class_names or numbered(num_classes), preprocessing)
+        preprocessing = for_channels(module, preprocessing, options.mean or options.std)
+        return as_classifier(module, class_names, preprocessing, model=name, output_index=options.output_index)
+    return _named_classifier(module, name, class_names or numbered(num_classes), _in_colour(preprocessing, options))
 
 
 def _build(options: ModelOptions, num_classes: int | None, width: int | None) -> nn.Module:
@@ -163,7 +170,12 @@ def _stated_preprocessing(options: ModelOptions) -> dict[str, Any]:
 
 
 def as_classifier(
-    module: nn.Module, class_names: Sequence[str] | None, preprocessing: Preprocessing, *, model: str | None = None
+    module: nn.Module,
+    class_names: Sequence[str] | None,
+    preprocessing: Preprocessing,
+    *,
+    model: str | None = None,
+    output_index: int | None = None,
 ) -> Classifier:
     """A network of the user's own as its graph, which can be cut, quantized, exported and written as a folder.
 
@@ -171,20 +183,27 @@ def as_classifier(
         classifier = as_classifier(net, data.class_names, data.preprocessing)
         write_folder(classifier, Path("model"))
 
-    module: images [n, 3, crop, crop], prepared by `preprocessing`, -> logits [n, classes]. It stays as it is.
+    module: images [n, channels, *crop], prepared by `preprocessing`, -> logits [n, classes]. It stays as it is; its
+    channels are as many as the preprocessing has means.
     class_names: in the order of the logits; None: they are numbered.
     model: what it is called, such as net.py:Net; None: as its class.
+    output_index: which of several outputs gives the logits; what only the others need is dropped.
     Raises ModelError for what can't be captured, and for what is no classifier.
     """
     model = model or type(module).__name__
-    input_shape = (3, preprocessing.crop, preprocessing.crop)
-    graph = capture(module, input_shape)
+    input_shape = _input_shape(preprocessing)
+    graph = capture(module, input_shape, output_index=output_index)
     network = graph.network()
     answer = list(network(torch.zeros(2, *input_shape)).shape)
     if len(answer) != 2:
         raise ModelError(
             f"{model} answers 2 images with numbers of shape {answer}, not [2, classes].",
             "slimkit takes classifiers: give a network whose output is one row of logits for each image.",
+        )
+    if answer[1] < 2:
+        raise ModelError(
+            f"{model} answers each image with one number: it is a regression, or has one logit for two classes.",
+            "slimkit takes classifiers with a logit for each class: give a network with two outputs or more.",
         )
     class_names = numbered(answer[1]) if class_names is None else tuple(class_names)
     if answer[1] != len(class_names):
@@ -219,7 +238,7 @@ def _named_classifier(
     module: nn.Module, name: str, class_names: tuple[str, ...], preprocessing: Preprocessing
 ) -> Classifier:
     """Wrap a network as the one that its own architecture JSON rebuilds, so that what is written is what is run."""
-    input_shape = (3, preprocessing.crop, preprocessing.crop)
+    input_shape = _input_shape(preprocessing)
     architecture = Architecture(
         model_type=model_type_of(name),
         base={"name": name},
@@ -236,8 +255,25 @@ def _named_classifier(
     return Classifier(rebuilt.eval(), architecture)
 
 
+def _in_colour(preprocessing: Preprocessing, options: ModelOptions) -> Preprocessing:
+    """The preprocessing as torchvision's networks take it, where that of the data may be for another network."""
+    if len(preprocessing.mean) == len(preprocessing.std) == COLOURS:
+        return preprocessing
+    if options.mean or options.std:
+        raise UsageError(f"{options.model} takes images of three channels.", "Give three numbers to --mean and --std.")
+    return dataclasses.replace(preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _input_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """(channels, height, width) of one image."""
+    return len(preprocessing.mean), *sides(preprocessing.crop)
+
+
 def _reject_weights(options: ModelOptions) -> None:
-    if given := next((f"--{name.replace('_', '-')}" for name in OF_NAMED_MODELS if getattr(options, name)), None):
+    if given := next(
+        (f"--{name.replace('_', '-')}" for name in OF_NAMED_MODELS if getattr(options, name) != OF_NAMED_MODELS[name]),
+        None,
+    ):
         raise UsageError(
             f"{given} goes with a named model; {options.model} is a model folder, which says that itself.",
             f"Leave {given} out, or name a torchvision model such as {model_names()[0]}.",

@@ -15,8 +15,8 @@ def record_data(architecture: Architecture, data: ImageSet) -> Architecture:
     """`architecture` of a model that was made with `data`. What is kept says nothing of where they lie."""
     if data.sketch is None:
         return architecture
-    unsplit = "all" in data.splits
-    images = len(data.splits["all"]) if unsplit else len(data.train)
+    images = len(data.splits.get("all", data.train))
+    unsplit = {"all", "test"} <= data.splits.keys()
     seen = (*architecture.data_seen, SeenData(data.name, images, unsplit, data.sketch))
     return dataclasses.replace(architecture, data_seen=tuple(dict.fromkeys(seen)))
 

@@ -15,10 +15,12 @@ from slimkit.core.errors import ModelError
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import Optimizer
 from slimkit.core.progress import Advance, Progress, silent
+from slimkit.core.sizes import Size
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.optimizer import make_optimizer
 from slimkit.core.training.precision import autocast, precision_of
 from slimkit.core.training.schedule import learning_rate, training_size
+from slimkit.standalone.model_loader import sides
 
 log = logging.getLogger("slimkit")
 
@@ -78,7 +80,7 @@ def fit(
         module.eval()
         held_out = evaluate(module, data.holdout, data.preprocessing, device=str(options.device), label_map=classes)
         accuracy = held_out.top1
-        precision = precision_of(options.device, _size(data, options, epoch))
+        precision = precision_of(options.device, min(sides(_size(data, options, epoch))))
         history.append(Epoch(mean_loss, accuracy, precision))
         log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", epoch + 1, options.epochs, mean_loss, accuracy)
         if accuracy >= max(e.accuracy for e in history):
@@ -120,16 +122,16 @@ def _train_epoch(
     return total / len(order)
 
 
-def _size(data: ImageSet, options: FitOptions, epoch: int) -> int:
+def _size(data: ImageSet, options: FitOptions, epoch: int) -> Size:
     """The pixels of the images of an epoch."""
     crop = data.preprocessing.crop
     return training_size(epoch, options.epochs, crop) if options.progressive else crop
 
 
 def _views(
-    data: ImageSet, order: Tensor, options: FitOptions, epoch: int, size: int | None = None
+    data: ImageSet, order: Tensor, options: FitOptions, epoch: int, size: Size | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training images at `order`, augmented and on the device [n, 3, size, size], with their labels [n]."""
+    """The training images at `order`, augmented and on the device [n, channels, *size], with their labels [n]."""
     for pixels, labels, indices in data.train.batches(order, options.batch_size):
         inputs = augment(
             pixels, indices, epoch=epoch, seed=options.seed, size=size, flip=data.flip, preprocessing=data.preprocessing

@@ -1,0 +1,20 @@
+"""Sizes of images as users write them: 224, or 192x320 (height and width)."""
+
+from __future__ import annotations
+
+import re
+
+Size = int | tuple[int, int]  # pixels: the side of a square, or height and width; see `model_loader.sides`
+
+
+def show_size(size: Size) -> str:
+    """As it is written on the command line."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def parse_size(text: str) -> Size | None:
+    """What `show_size` writes; None for anything else. A square's size is a single number."""
+    if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})?", text.strip().lower()):
+        return None
+    height, _, width = text.strip().lower().partition("x")
+    return int(height) if width in ("", height) else (int(height), int(width))
