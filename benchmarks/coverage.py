@@ -1,6 +1,7 @@
-"""Which networks slimkit takes, and whether what it makes of them is right: torchvision's classifiers, one row each.
+"""Which networks slimkit takes, and whether what it makes of them is right: a row for each.
 
-    python benchmarks/coverage.py -o coverage.json [NAME ...]
+    python benchmarks/coverage.py -o coverage.json [NAME ...]      torchvision's classifiers
+    python benchmarks/coverage.py -o coverage.json timm            one of each of 60 families of timm's
 
 Each network has random weights and 10 classes. The images are smooth random ones of 64 pixels, or of the size that the
 network insists on. Random networks may amplify any error, or answer alike to all images. So BatchNorm's statistics are
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -36,6 +38,8 @@ from slimkit.core.errors import SlimkitError
 from slimkit.core.export import check_logits, to_onnx
 from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.models.describe import describe_layers
+from slimkit.core.models.own import build_own, is_own
+from slimkit.core.models.resolve import as_classifier
 from slimkit.core.pruning import prune
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.quantization.convert import Scheme, quantize
@@ -48,16 +52,27 @@ RATE = 0.3
 LOGITS_APART = 0.05  # norm of what int8 logits may differ by in ONNX Runtime, over their norm
 UNLIKE, TIMES = 0.1, 5  # what int8 may cost of the cosine, at least, and as a multiple of what noise costs
 FIXED = {"vit_": 224, "maxvit": 224, "inception": 96}  # sizes that networks insist on, by the start of their names
+TIMM = """
+resnet18d resnetv2_50 resnext26ts resnest14d res2net50_14w_8s legacy_seresnet18 eca_resnet33ts skresnet18 densenet121
+dla34 dpn48b vgg11_bn ese_vovnet19b_dw xception41 inception_v3 hrnet_w18_small hardcorenas_a mobilenetv1_100
+mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small_050 efficientnet_b0 efficientnet_lite0 mixnet_s
+mnasnet_small fbnetc_100 tinynet_e lcnet_050 ghostnet_050 rexnet_100 regnetx_002 regnety_002 gernet_s repvgg_a0
+mobileone_s0 fastvit_t8 repvit_m0_9 cspdarknet53 selecsls42b nf_regnet_b0 convnext_atto convnextv2_atto convmixer_768_32
+edgenext_xx_small inception_next_atto poolformerv2_s12 starnet_s1 hgnetv2_b0 efficientvit_b0 efficientformer_l1
+levit_128s mobilevit_xxs coat_tiny vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224
+xcit_nano_12_p16_224 mixer_s32_224 pvt_v2_b0 pit_ti_224
+"""
 
 
 def main() -> None:
     """Try the networks that are not in the file yet, the smallest first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="torchvision's names (default: all classifiers)")
+    parser.add_argument("names", nargs="*", help="torchvision's names (default: all classifiers), timm:NAME, or timm")
     parser.add_argument("-o", "--output", type=Path, default=Path("coverage.json"))
     options = parser.parse_args()
     models = import_torchvision().models
     names = options.names or models.list_models(module=models)
+    names = [f"timm:{each}" for each in TIMM.split()] if names == ["timm"] else names
     rows = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name in sorted(names, key=_parameters):
         if name not in rows:
@@ -83,19 +98,30 @@ def try_network(name: str) -> dict[str, str]:
 
 def make_classifier(name: str) -> tuple[Classifier, Tensor]:
     """A network that amplifies no noise, as far as there is such, and images for it."""
-    fixed = [size for start, size in FIXED.items() if name.startswith(start)]
     made = []
-    for size in fixed or SIZES:
+    for size in _sizes(name):
         made.append(_with_statistics(name, size))
         if noise_cost(made[-1][0].module, made[-1][1]) <= QUIET:
             break
     return min(made, key=lambda pair: noise_cost(pair[0].module, pair[1]))
 
 
+def _sizes(name: str) -> tuple[int, ...]:
+    """The sizes of images that are tried, in pixels."""
+    if is_own(name):
+        config = importlib.import_module("timm").get_pretrained_cfg(name.removeprefix("timm:"))
+        return (config.input_size[1],) if config.fixed_input_size else SIZES
+    return tuple(size for start, size in FIXED.items() if name.startswith(start)) or SIZES
+
+
 def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor]:
     torch.manual_seed(0)
     shape = (3, size, size)
     images = functional.interpolate(torch.randn(IMAGES, 3, size // 8, size // 8), scale_factor=8.0, mode="bilinear")
+    if is_own(name):
+        as_it_comes = build_own(name, CLASSES, {})
+        network = min(_candidates(as_it_comes, images), key=lambda network: noise_cost(network, images))
+        return as_classifier(network, None, Preprocessing(resize=size, crop=size), model=name), images
     module = torchvision_network(name, CLASSES)
     architecture = Architecture(
         model_type=name,
@@ -109,6 +135,12 @@ def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor]:
     )
     built = build_model(architecture.to_dict())
     built.load_state_dict(module.state_dict())
+    network = min(_candidates(built, images), key=lambda network: noise_cost(network, images))
+    return Classifier(network, architecture), images
+
+
+def _candidates(built: nn.Module, images: Tensor) -> list[nn.Module]:
+    """The network as it comes, and with BatchNorm's statistics measured."""
     candidates = [built]
     for scale in SCALES:
         candidates.append(copy.deepcopy(built))
@@ -116,7 +148,7 @@ def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor]:
             if isinstance(part, nn.BatchNorm2d):
                 nn.init.constant_(part.weight, scale)
         recalibrate(candidates[-1], [images])
-    return Classifier(min(candidates, key=lambda network: noise_cost(network, images)), architecture), images
+    return candidates
 
 
 def noise_cost(module: nn.Module, images: Tensor) -> float:
@@ -169,6 +201,8 @@ def _same_bits(classifier: Classifier, images: Tensor) -> str:
 
 
 def _parameters(name: str) -> int:
+    if is_own(name):
+        return sum(parameter.numel() for parameter in build_own(name, CLASSES, {}).parameters())
     weights = import_torchvision().models.get_model_weights(name)
     return int(next(iter(weights)).meta["num_params"])
 
