@@ -40,6 +40,7 @@ from slimkit.core.export import to_onnx
 from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.options import ModelOptions, QuantizeOptions
+from slimkit.core.progress import silent
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.standalone.model import cpu_arithmetic
 
@@ -101,7 +102,7 @@ class Bench:
             classifier, data = self.open()
             if options:
                 wanted = QuantizeOptions(model=self.arguments.model, calibration_images=CALIBRATION_IMAGES, **options)
-                classifier = quantize_for(classifier, data, wanted, progress=_silent).classifier
+                classifier = quantize_for(classifier, data, wanted, silent).classifier
             write_folder(classifier, path)
         return path
 
@@ -152,11 +153,6 @@ class Bench:
             pixels = [evaluation_input(batch, data.preprocessing) for batch, _, _ in everything]
             np.save(path, torch.cat(pixels).numpy())
         return path, torch.load(labels)
-
-
-@contextmanager
-def _silent(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda units: None
 
 
 def torch_ao_static(bench: Bench, size: int) -> Path:
@@ -314,11 +310,11 @@ def start(python: str, kind: str, path: Path, threads: int, size: int) -> Iterat
         process.communicate()
 
 
-def measure_accuracy(bench: Bench, contender: Contender) -> float:
-    """Top-1 accuracy in % on all test images."""
-    path = contender.make(bench, SIZES[0])
+def measure_accuracy(bench: Bench, contender: Contender, size: int = SIZES[0]) -> float:
+    """Top-1 accuracy in % on all test images, of `size` pixels."""
+    path = contender.make(bench, size)
     images, labels = bench.test_images()
-    with start(bench.python(contender.is_peer), contender.kind, path, bench.arguments.threads, SIZES[0]) as worker:
+    with start(bench.python(contender.is_peer), contender.kind, path, bench.arguments.threads, size) as worker:
         answers = torch.tensor(worker.ask(images=str(images.resolve())))
     return round(100 * float((answers == labels).double().mean()), 2)
 

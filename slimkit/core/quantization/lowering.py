@@ -85,9 +85,10 @@ def lower(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.GraphModu
 def assign_codes(operations: list[Operation], keep_float: Collection[str]) -> list[Operation]:
     """For the static scheme: decide what computes on codes, and insert a Quantize where float meets an int8 layer.
 
-    Layers named in `keep_float`, functions without an int8 form and what is done to logits compute in float; all others
-    on codes. Their output is codes where any that reads it computes on codes; otherwise, as at the classifier, it is
-    float.
+    Layers named in `keep_float`, functions without an int8 form and what is done to logits compute in float, and so
+    does what has no weights and is read by such alone, as the sums between a transformer's LayerNorms; all others
+    compute on codes. Their output is codes where any that reads it computes on codes; otherwise, as at the classifier,
+    it is float.
     """
     late = _after_the_last_weights(operations)  # to round there would cost the logits bits and gain next to no time
     are_float = [o.name in keep_float or o.type in FLOAT or o.name in late for o in operations]
@@ -134,13 +135,14 @@ def _must_be_codes(operation: Operation, index: int, are_codes: list[bool]) -> b
 
 
 def _mark_outputs(operations: list[Operation]) -> list[Operation]:
-    """Set `gives_codes` of what computes on codes, from the last operation to the first."""
+    """Set `gives_codes` of what computes on codes, from the last operation to the first; what needn't is float."""
     result: list[Operation] = []
     wanted: set[str] = set()  # the tensors that some reader wants as codes
     for operation in reversed(operations):
-        gives_codes = operation.name in wanted and not operation.is_float
-        result.insert(0, replace(operation, gives_codes=gives_codes))
-        if gives_codes or (operation.type not in PASSING and not operation.is_float):
+        is_float = operation.is_float or (operation.name not in wanted and operation.type not in (*WEIGHTED, *PASSING))
+        gives_codes = operation.name in wanted and not is_float
+        result.insert(0, replace(operation, gives_codes=gives_codes, is_float=is_float))
+        if gives_codes or (operation.type not in PASSING and not is_float):
             wanted.update(operation.inputs)
     return result
 
