@@ -225,8 +225,8 @@ def missing(contender: Contender, bench: Bench) -> str | None:
 
 
 # weights of all 8 bits, whatever the CPU would have by default
-STATIC: dict[str, Any] = {"scheme": "static", "portable": False}
-DYNAMIC: dict[str, Any] = {"scheme": "dynamic", "portable": False}
+STATIC: dict[str, Any] = {"scheme": "static", "reduce_range": False}
+DYNAMIC: dict[str, Any] = {"scheme": "dynamic", "reduce_range": False}
 CONTENDERS = (
     Contender("float32, torch eager", "folder", lambda bench, _: bench.write_folder("float")),
     Contender("float32, torch eager, channels-last", "channels-last", lambda bench, _: bench.write_folder("float")),
@@ -235,14 +235,14 @@ CONTENDERS = (
     Contender("slimkit static, torch eager", "folder", lambda bench, _: bench.write_folder("static", **STATIC)),
     Contender("slimkit dynamic, torch eager", "folder", lambda b, _: b.write_folder("dynamic", **DYNAMIC)),
     Contender(
-        "slimkit static portable, torch eager",
+        "slimkit static reduced, torch eager",
         "folder",
-        lambda bench, _: bench.write_folder("portable", **STATIC | {"portable": True}),
+        lambda bench, _: bench.write_folder("reduced", **STATIC | {"reduce_range": True}),
     ),
     Contender(
-        "slimkit dynamic portable, torch eager",
+        "slimkit dynamic reduced, torch eager",
         "folder",
-        lambda bench, _: bench.write_folder("dynamic-portable", **DYNAMIC | {"portable": True}),
+        lambda bench, _: bench.write_folder("dynamic-reduced", **DYNAMIC | {"reduce_range": True}),
     ),
     Contender(
         "slimkit static, 4-bit weights, torch eager",
@@ -256,9 +256,9 @@ CONTENDERS = (
     ),
     Contender("slimkit static, ONNX Runtime", "onnx", lambda b, size: b.write_onnx("static", size, **STATIC)),
     Contender(
-        "slimkit static portable, ONNX Runtime",
+        "slimkit static reduced, ONNX Runtime",
         "onnx",
-        lambda b, size: b.write_onnx("portable", size, **STATIC | {"portable": True}),
+        lambda b, size: b.write_onnx("reduced", size, **STATIC | {"reduce_range": True}),
     ),
     Contender("slimkit static, OpenVINO", "openvino", lambda b, size: b.write_onnx("static", size, **STATIC), True),
     Contender("PT2E, Inductor", "inductor", pt2e_static),

@@ -266,3 +266,11 @@ def test_resolved_configuration_is_yaml_that_the_command_takes(run: typing.Any) 
     code, _, err = run("prune", "-c", "some/where.yaml")
     assert code > 0
     assert "gone" in err
+
+
+def test_an_older_name_of_a_flag_still_works(run: typing.Any, tmp_path: Path) -> None:
+    (tmp_path / "o.yaml").write_text("portable: true\nno: false\n")
+    for word in ("--no-portable", "--no-reduce-range"):
+        assert "nothing is neither a model folder" in run("quantize", "nothing", word).err
+    assert "unknown field 'no'" in run("quantize", "nothing", "-c", str(tmp_path / "o.yaml")).err
+    assert "portable" not in run("quantize", "--help").out

@@ -48,7 +48,7 @@ def quantized(image_folder: Path) -> Any:
     data = open_dataset(str(image_folder), image_size=32, resize=36)
 
     def run(classifier: Classifier, **options: Any) -> Classifier:
-        wanted = QuantizeOptions(model="", portable=True, min_agreement=0, **options)
+        wanted = QuantizeOptions(model="", reduce_range=True, min_agreement=0, **options)
         return quantize_for(classifier, data, wanted, silent).classifier
 
     return run

@@ -26,7 +26,7 @@ from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.lowering import lower
 from slimkit.core.quantization.rounded import RoundedLayer, read_rounded, replace_rounded
 from slimkit.core.quantization.rounding import best_scale, round_by_least_squares
-from slimkit.core.quantization.saturation import portable_weight
+from slimkit.core.quantization.saturation import reduced_weight
 from slimkit.core.quantization.simulate import Simulation, simulate
 from slimkit.core.quantization.weights import quantize_weight
 from slimkit.core.stages import run_quantize, run_train
@@ -207,9 +207,9 @@ def test_saturation_is_found_by_the_two_largest_weights_of_one_sign(row: list[in
     assert can_saturate(codes) == saturates_in_16_bits(codes) == expected
 
 
-def test_portable_weights_can_not_saturate_and_lose_a_bit_at_most() -> None:
+def test_reduced_weights_can_not_saturate_and_lose_a_bit_at_most() -> None:
     weight = torch.randn(8, 4, 3, 3, dtype=torch.double)
-    codes, scale = portable_weight(weight)
+    codes, scale = reduced_weight(weight)
     plain, plain_scale = quantize_weight(weight)
     assert saturates_in_16_bits(plain)
     assert not saturates_in_16_bits(codes)
@@ -297,17 +297,17 @@ def test_fine_tuning_mends_answers_that_are_far_off(
 
 
 @pytest.mark.parametrize("extra", [{}, {"weight_bits": 4}, {"qat_epochs": 1}])
-def test_portable_models_can_not_saturate(
+def test_reduced_models_can_not_saturate(
     trained: Path, image_folder: Path, tmp_path: Path, extra: dict[str, int]
 ) -> None:
-    result = run_quantize(options(trained, image_folder, tmp_path / "out", portable=True, **extra))
+    result = run_quantize(options(trained, image_folder, tmp_path / "out", reduce_range=True, **extra))
     assert not any(can_saturate(layer.codes) for layer in read_rounded(read_folder(result.folder)).values())
     assert any("no 16-bit sum of this model can saturate" in note for note in result.notes)
 
 
 def test_the_notes_tell_of_saturation(trained: Path, image_folder: Path, tmp_path: Path) -> None:
-    notes = run_quantize(options(trained, image_folder, tmp_path / "out", portable=False)).notes
-    assert any("can saturate in 21 of 21 layers" in note and "--portable" in note for note in notes)
+    notes = run_quantize(options(trained, image_folder, tmp_path / "out", reduce_range=False)).notes
+    assert any("can saturate in 21 of 21 layers" in note and "--reduce-range" in note for note in notes)
 
 
 def test_weights_are_kept_to_seven_bits_just_where_this_cpu_gains_by_it(
@@ -316,7 +316,7 @@ def test_weights_are_kept_to_seven_bits_just_where_this_cpu_gains_by_it(
     result = run_quantize(options(trained, image_folder, tmp_path / "out"))
     largest = max(int(layer.codes.abs().max()) for layer in read_rounded(read_folder(result.folder)).values())
     assert largest == (64 if cpu_arithmetic().saturates else 127)
-    assert any("--no-portable" in note for note in result.notes) == cpu_arithmetic().saturates
+    assert any("--no-reduce-range" in note for note in result.notes) == cpu_arithmetic().saturates
 
 
 @pytest.mark.parametrize(

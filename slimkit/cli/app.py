@@ -23,7 +23,7 @@ from slimkit.cli.prune import prune
 from slimkit.cli.quantize import quantize
 from slimkit.cli.score import score
 from slimkit.cli.train import train
-from slimkit.cli.values import PerChannelCommand
+from slimkit.cli.values import FlagsCommand
 from slimkit.waiting import limit_spinning
 
 COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, export, env)
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in COMMANDS:
-    app.command(_command.name, cls=PerChannelCommand, epilog=f"Example: {_command.example}")(_command.run)
+    app.command(_command.name, cls=FlagsCommand, epilog=f"Example: {_command.example}")(_command.run)
 
 
 def _print_version(value: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from slimkit import __version__
+from slimkit.cli.values import OLDER_NAMES
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import WRITTEN_HERE, require_file, write_atomically
 from slimkit.core.options import plain_options
@@ -131,7 +132,9 @@ def _loader() -> Any:
 
 
 def _name(key: object) -> str:
-    return str(key).replace("-", "_")
+    """The option that a key means, which may be its older name."""
+    flag = "--" + str(key).replace("_", "-")
+    return OLDER_NAMES.get(flag, flag).removeprefix("--").replace("-", "_")
 
 
 def _reason(error: Exception) -> str:

@@ -18,8 +18,8 @@ from slimkit.core.options import QuantizeOptions
     weight_bits=typer.Option(
         "--weight-bits", help="8, or 4: stored two to a byte, except in the first and the last layer."
     ),
-    portable=typer.Option(
-        "--portable/--no-portable",
+    reduce_range=typer.Option(
+        "--reduce-range/--no-reduce-range",
         help="Keep weights to 7 bits, so that no sum saturates on x86 CPUs without VNNI. Without it: where this CPU is "
         "one.",
     ),

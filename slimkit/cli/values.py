@@ -1,4 +1,4 @@
-"""Values that take more than a word or a number: sizes of images, and a number for each channel."""
+"""Flags that take more than a word or a number (sizes of images, a number for each channel), and their older names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from slimkit.core.sizes import Size, parse_size
 
 PER_CHANNEL = ("--mean", "--std")
+OLDER_NAMES = {"--portable": "--reduce-range", "--no-portable": "--no-reduce-range"}
 
 
 def size(value: Any) -> Size:
@@ -31,12 +32,12 @@ def numbers(value: Any) -> tuple[float, ...]:
         raise typer.BadParameter(f"{value!r} is not a number for each channel.") from None
 
 
-class PerChannelCommand(TyperCommand):
-    """A command whose --mean and --std take as many numbers as follow."""
+class FlagsCommand(TyperCommand):
+    """A command whose --mean and --std take as many numbers as follow, and that knows older names of flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Click's, which knows options of one number of values alone."""
-        return super().parse_args(ctx, _joined(args))
+        return super().parse_args(ctx, _joined(OLDER_NAMES.get(word, word) for word in args))
 
 
 def _joined(words: Iterable[str]) -> list[str]:

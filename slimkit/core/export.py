@@ -164,7 +164,9 @@ def check_answers(
 def _hint_for(classifier: Classifier) -> str:
     weights = [layer.codes for layer in read_rounded(classifier).values()]
     if onnx_kind(classifier) == "int8 (QDQ)" and cpu_arithmetic().saturates and any(map(can_saturate, weights)):
-        return "Its sums saturate on this CPU, which has no VNNI: quantize again with --portable, or export elsewhere."
+        return (
+            "Its sums saturate on this CPU, which has no VNNI: quantize again with --reduce-range, or export elsewhere."
+        )
     return "Try another version of onnxruntime, and report the model."
 
 

@@ -157,7 +157,7 @@ class QuantizeOptions(ModelOptions):
     calibration: Calibration = "mse"  # how a range is chosen from the values seen; see `observe_ranges`
     calibration_images: int = 512
     weight_bits: int = 8  # 8, or 4 for all layers but the first and the last
-    portable: bool | None = (
+    reduce_range: bool | None = (
         None  # weights of 7 bits, whose sums can't saturate on x86 CPUs without VNNI; None: where this CPU is one
     )
     qat_epochs: int = 0  # of fine-tuning through the rounding

@@ -72,7 +72,7 @@ def fine_tune(
     bits = {layer.name: (layer.quantization or {}).get("weight_bits", 8) for layer in made.architecture.layers}
     simulation = simulate(source, made)
     roundings = {
-        name: _make_trainable(simulation.layers[name], start, largest_code(bits[name], bool(options.portable)))
+        name: _make_trainable(simulation.layers[name], start, largest_code(bits[name], bool(options.reduce_range)))
         for name, start in read_rounded(made).items()
     }
     fit_options = FitOptions(

@@ -13,23 +13,23 @@ from slimkit.core.quantization.rounding import best_scale
 from slimkit.core.quantization.weights import LARGEST
 from slimkit.standalone.model import LARGEST_PAIR
 
-PORTABLE = LARGEST_PAIR // 2  # the largest code of weights that can't saturate: 7 bits
+REDUCED = LARGEST_PAIR // 2  # the largest code of weights that can't saturate: 7 bits
 
 
-def largest_code(bits: int, portable: bool) -> int:
+def largest_code(bits: int, reduce_range: bool) -> int:
     """The largest code of weights with `bits`, on both sides of 0."""
-    return min(LARGEST[bits], PORTABLE) if portable else LARGEST[bits]
+    return min(LARGEST[bits], REDUCED) if reduce_range else LARGEST[bits]
 
 
-def portable_weights(classifier: Classifier, but: Collection[str] = ()) -> dict[str, tuple[Tensor, Tensor]]:
-    """For `quantize`: the weights of all layers of a float classifier, save some, as `portable_weight` gives them."""
+def reduced_weights(classifier: Classifier, but: Collection[str] = ()) -> dict[str, tuple[Tensor, Tensor]]:
+    """For `quantize`: the weights of all layers of a float classifier, save some, as `reduced_weight` gives them."""
     folded = folded_layers(classifier)
-    return {name: portable_weight(weight) for name, (weight, _) in folded.items() if name not in but}
+    return {name: reduced_weight(weight) for name, (weight, _) in folded.items() if name not in but}
 
 
-def portable_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def reduced_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes [out, ...], none above 64, and float32 scale [out], with the least squared error from `weight`."""
     flat = weight.flatten(1)
-    scale = best_scale(flat[None], torch.ones(1, flat.shape[1]), -PORTABLE, PORTABLE)[0].float()
-    codes = (flat / scale[:, None].double()).round().clamp(-PORTABLE, PORTABLE)
+    scale = best_scale(flat[None], torch.ones(1, flat.shape[1]), -REDUCED, REDUCED)[0].float()
+    codes = (flat / scale[:, None].double()).round().clamp(-REDUCED, REDUCED)
     return codes.to(torch.int8).view(weight.shape), scale

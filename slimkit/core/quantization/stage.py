@@ -19,13 +19,14 @@ from slimkit.core.quantization.fidelity import Fidelity, compare
 from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.qat import fine_tune
 from slimkit.core.quantization.rounded import read_rounded, replace_rounded
-from slimkit.core.quantization.saturation import largest_code, portable_weights
+from slimkit.core.quantization.saturation import largest_code, reduced_weights
 from slimkit.core.quantization.simulate import simulate
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
 ROUNDING_IMAGES = 2048  # training images for the least squares of 4-bit weights
 SEVEN_BITS = (
-    "Weights were kept to 7 bits: this CPU, without VNNI, computes them twice as fast. --no-portable gives them all 8."
+    "Weights were kept to 7 bits: this CPU, without VNNI, computes them twice as fast. --no-reduce-range gives them "
+    "all 8."
 )
 SEARCH_BATCHES = 4  # of 64 calibration images each, for the search of the costliest layers
 
@@ -40,9 +41,9 @@ def quantize_for(
     """
     check_options(options)
     said: tuple[str, ...] = ()
-    if options.portable is None:
-        options = replace(options, portable=cpu_arithmetic().saturates)
-        said = (SEVEN_BITS,) if options.portable else ()
+    if options.reduce_range is None:
+        options = replace(options, reduce_range=cpu_arithmetic().saturates)
+        said = (SEVEN_BITS,) if options.reduce_range else ()
     maker = _Maker(classifier, data, options, progress)
     kept: list[str] = []
     if options.max_drop is not None:
@@ -81,8 +82,8 @@ def saturation_note(made: Classifier) -> str:
         return "On x86 CPUs without VNNI no 16-bit sum of this model can saturate."
     return (
         f"On x86 CPUs without VNNI, 16-bit sums can saturate in {len(odd)} of {len(layers)} layers (first {odd[0]}): "
-        "the submission guards against it there, at twice the time; ONNX Runtime does not. --portable gives weights "
-        "that can't."
+        "the submission guards against it there, at twice the time; ONNX Runtime does not. --reduce-range gives "
+        "weights that can't."
     )
 
 
@@ -137,7 +138,7 @@ class _Maker:
             method=options.calibration,
             keep_float=kept,
             four_bit=four_bit,
-            weights=portable_weights(self._classifier, but=four_bit) if options.portable else None,
+            weights=reduced_weights(self._classifier, but=four_bit) if options.reduce_range else None,
             progress=self._progress,
         )
         made = result.classifier
@@ -154,7 +155,9 @@ class _Maker:
         """`made` with the weights of `four_bit` layers rounded by least squares."""
         batches = self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
         simulation = simulate(self._classifier, made)
-        largest = {n: largest_code(4 if n in four_bit else 8, bool(self._options.portable)) for n in simulation.layers}
+        largest = {
+            n: largest_code(4 if n in four_bit else 8, bool(self._options.reduce_range)) for n in simulation.layers
+        }
         return replace_rounded(made, round_layers(simulation, batches, largest, self._progress))
 
     def _measure(self, classifier: Classifier) -> float:
