@@ -49,6 +49,7 @@ from slimkit.core.quantization.convert import Scheme, quantize
 from slimkit.core.quantization.saturation import reduced_weights
 from slimkit.standalone.model import LARGEST_PAIR, build_model, cpu_arithmetic, torchvision_network
 
+COLUMNS = ("prune", "static", "dynamic", "onnx float", "onnx int8", "folder")
 CLASSES, SIZES, IMAGES = 10, (64, 128), 16
 SCALES = (1.0, 0.3)  # of BatchNorm, where its statistics are measured: small values make activations nearly linear
 QUIET = 0.02  # what noise may cost of the cosine where larger images aren't tried
@@ -88,7 +89,10 @@ def main() -> None:
 
 def try_network(name: str) -> dict[str, str]:
     """What became of the network in each column."""
-    classifier, images = make_classifier(name)
+    try:
+        classifier, images = make_classifier(name)
+    except SlimkitError as error:
+        return dict.fromkeys(COLUMNS, f"refused: {error}")
     made: dict[str, Classifier] = {}
     return {
         "prune": _answer(lambda: _pruned(classifier, made)),
@@ -235,8 +239,7 @@ def _parameters(name: str) -> int:
 
 def print_summary(rows: dict[str, dict[str, str]]) -> None:
     """How many networks are right in each column, and in all."""
-    columns = next(iter(rows.values()))
-    for column in columns:
+    for column in COLUMNS:
         print(f"{column:12} {sum(row[column].startswith('right') for row in rows.values())} of {len(rows)}")
     print(f"{'all':12} {sum(all(a.startswith('right') for a in row.values()) for row in rows.values())} of {len(rows)}")
 

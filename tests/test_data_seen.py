@@ -10,7 +10,8 @@ from conftest import small_classifier
 
 from slimkit.core.folder import read_folder, write_folder
 from slimkit.core.options import PruneOptions, ScoreOptions, TrainOptions
-from slimkit.core.scoring import ScoreReport, run_score
+from slimkit.core.scoring.report import ScoreReport
+from slimkit.core.scoring.run import run_score
 from slimkit.core.stages import run_prune, run_train
 from slimkit.standalone import model_loader
 

@@ -360,3 +360,27 @@ def test_an_entry_that_is_none_is_refused_by_its_name(change: dict[str, object],
     layers[3] = layers[3] | change
     with pytest.raises(ValueError, match=message):
         GraphNetwork(layers, graph.tensors)
+
+
+class Modes(nn.Module):
+    """With parts below modes that change nothing where nothing is trained and all is float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        with torch.autocast("cpu", enabled=False):
+            y = x.float() * 2 + 1
+        with torch.no_grad():
+            scale = y.mean((2, 3), keepdim=True)
+        return self.head((y * scale).mean((2, 3)))
+
+
+def test_modes_that_change_nothing_are_put_in_line() -> None:
+    torch.manual_seed(0)
+    module = Modes().eval()
+    images = torch.randn(3, 3, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(capture(module, (3, 12, 12)).network()(images), module(images))

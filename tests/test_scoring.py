@@ -17,7 +17,8 @@ from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import ScoreOptions
-from slimkit.core.scoring import CONTEST_BASELINE, Figures, baseline_figures, given_figures, run_score, score
+from slimkit.core.scoring.formula import CONTEST_BASELINE, Figures, score
+from slimkit.core.scoring.run import baseline_figures, given_figures, run_score
 
 BOARD_BASELINE = Figures(size=44.7, latency=30.0, accuracy=40.0)
 

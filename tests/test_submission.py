@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from slimkit.core.data import open_dataset, write_image_folder
 from slimkit.core.folder import read_folder
 from slimkit.core.options import QuantizeOptions, ScoreOptions, TrainOptions
-from slimkit.core.scoring import run_score
+from slimkit.core.scoring.run import run_score
 from slimkit.core.stages import run_quantize, run_train
 
 

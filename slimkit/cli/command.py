@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ def command(
         def run(context: typer.Context, **values: Any) -> None:
             fields = dataclasses.fields(options_type)  # type: ignore[arg-type]  # always a dataclass
             _reject_option_names(context)
-            options = options_type(**{field.name: values[field.name] for field in fields})
+            given = {field.name: values[field.name] for field in fields}
+            options = options_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
             _run(function, options, context.obj)
 
         run.__doc__ = function.__doc__
@@ -76,7 +78,10 @@ def _reject_option_names(context: typer.Context) -> None:
 
 def _type(hint: Any, flag: Any) -> Any:
     """What Typer reads a flag as; one with a parser of its own may have a type that Typer does not know."""
-    return Any if flag.parser else hint
+    if flag.parser:
+        return Any
+    kinds = typing.get_args(hint)
+    return list[kinds[0]] if typing.get_origin(hint) is tuple and Ellipsis in kinds else hint  # type: ignore[valid-type]
 
 
 def _signature(options_type: type, flags: dict[str, Any]) -> inspect.Signature:

@@ -13,12 +13,29 @@ from slimkit.core.options import ScoreOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from slimkit.core.scoring import ScoreReport
+    from slimkit.core.measure.answers import Difference
+    from slimkit.core.scoring.board import Board
+    from slimkit.core.scoring.report import ScoreReport
+
+REAL = 0.05  # of a p-value
 
 
 @command(
     ScoreOptions,
     example="slimkit score submission --baseline-size 50 --baseline-latency 10 --baseline-accuracy 80",
+    others=typer.Argument(help="More models: all are scored against one baseline, and ranked.", show_default=False),
+    details=typer.Option(
+        "--details",
+        metavar="FOLDER",
+        help="Write the accuracy of each class, and what was taken for what, as CSV and as a picture.",
+    ),
+    run_code=typer.Option(
+        "--run-code", help="Run the code of a folder that slimkit did not write, in a sandbox without labels and files."
+    ),
+    allow_weaker_sandbox=typer.Option(
+        "--allow-weaker-sandbox", help="Run such code though a wall of the sandbox can't be put up here."
+    ),
+    max_memory=typer.Option("--max-memory", metavar="SIZE", help="Memory that such code may use."),
     baseline_weights=typer.Option("--baseline-weights", help="Weights file of a baseline that --baseline names."),
     baseline_pretrained=typer.Option(
         "--baseline-pretrained", help="Take the library's ImageNet weights for a baseline that --baseline names."
@@ -32,21 +49,51 @@ if TYPE_CHECKING:
     ),
 )
 def score(options: ScoreOptions, output: Output) -> None:
-    """Score a model on the test images: 0.3 for size + 0.3 for latency + 0.4 for accuracy, against a baseline."""
-    from slimkit.core.scoring import run_score
+    """Score a model on the test images: 0.3 for size + 0.3 for latency + 0.4 for accuracy, against a baseline.
+
+    Several models give a board.
+    """
+    if options.others:
+        _score_many(options, output)
+        return
+    from slimkit.core.scoring.run import run_score
 
     report = run_score(options, output.progress)
     save_resolved("score", options)
     output.result(report.to_dict(), path=options.output, human=[score_table(report), *_remarks(report, options)])
 
 
+def _score_many(options: ScoreOptions, output: Output) -> None:
+    from slimkit.core.scoring.board import run_board
+
+    board = run_board(options, output.progress)
+    save_resolved("score", options)
+    against = ", ".join(f"{name} {source}" for name, source in board.baseline.sources.items())
+    remarks = [f"Baseline: {against}.", f"The board is in {options.output}."]
+    output.result(board.to_dict(), path=options.output, human=[board_table(board), *remarks])
+
+
+def board_table(board: "Board") -> "Table":
+    """A row for each model, the best first; those that failed stand below, with the reason."""
+    rows = [
+        (rank, model, total, size, latency, _with_interval(accuracy, low, high), remark)
+        for rank, model, total, size, latency, accuracy, low, high, _, remark in board.rows()
+    ]
+    return table(None, ("", "model", "total", "size (MB)", "latency (ms)", "accuracy (%)", ""), rows)
+
+
+def _with_interval(accuracy: object, low: object, high: object) -> str:
+    return "" if accuracy == "" else f"{accuracy:.2f} ({low:.1f} to {high:.1f})"
+
+
 def score_table(report: "ScoreReport") -> "Table":
     """Figures of the model and its baseline, how many times better each is, and where the baseline's are from."""
     names = {"size": "size (MB)", "latency": "latency (ms)", "accuracy": "accuracy (%)"}
+    other = report.baseline.figures
     rows = [
-        (label, getattr(report.figures, name), getattr(report.baseline, name), getattr(report.score, name), source)
+        (label, getattr(report.figures, name), getattr(other, name), getattr(report.score, name), source)
         for name, label in names.items()
-        for source in [report.sources[name]]
+        for source in [report.baseline.sources[name]]
     ]
     total = "total (degenerate)" if report.degenerate else "total"
     rows.append((total, None, None, report.score.total, ""))
@@ -56,13 +103,37 @@ def score_table(report: "ScoreReport") -> "Table":
 def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
     latency = report.latency
     interval = latency.median_confidence
-    alone = f"; median {report.latency_alone.median:.3f} ms on one" if latency.threads > 1 else ""
+    one = report.latency_alone
+    alone = f"; median {one.median:.3f} ms on one" if one and latency.threads > 1 else ""
+    low, high = report.accuracy.confidence
+    other = report.baseline.accuracy
+    was = f"; the baseline's {other.answers.calibration_error():.1f}" if other else ""
     known = f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
     return [
         f"Latency: median {latency.median:.3f} ms{known}, p90 {latency.p90:.3f} ms; {latency.runs} runs at batch 1 on "
         f"{threads(latency.threads)}{alone}.",
-        f"Accuracy: {report.accuracy.images:,} test images of {report.data}; under "
+        f"Accuracy: {report.accuracy.images:,} test images of {report.data} (95 %: {low:.2f} to {high:.2f} %); under "
         f"{report.min_accuracy:.2f} % a model is degenerate and ranks below the rest.",
+        *_difference(report.difference),
+        f"Confidence is {report.accuracy.answers.calibration_error():.1f} points from accuracy on average (ECE{was}).",
         *foreign_code(report.changed_code),
+        *report.remarks,
+        *([] if report.walls is None else [_walls(report.walls)]),
         f"The score is in {options.output}.",
     ]
+
+
+def _difference(difference: "Difference | None") -> list[str]:
+    if difference is None:
+        return []
+    verdict = "a real difference" if difference.p_value < REAL else "no more than chance makes"
+    return [
+        f"Beside the baseline: {difference.lost:,} images right by it alone, {difference.won:,} by the model alone; "
+        f"p = {difference.p_value:.2g} (McNemar), {verdict}."
+    ]
+
+
+def _walls(walls: dict[str, str]) -> str:
+    missing = [f"{name} ({why})" for name, why in walls.items() if why]
+    held = ", ".join(name for name, why in walls.items() if not why)
+    return f"Walls around its code: {held}" + (f"; missing: {', '.join(missing)}." if missing else "; none is missing.")

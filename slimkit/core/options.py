@@ -191,6 +191,7 @@ class ScoreOptions(ModelOptions):
     """`slimkit score`."""
 
     model: str = "submission"
+    others: tuple[str, ...] = ()  # more models: all are ranked
     baseline: str | None = None  # None: the model it came from, where that can be found
     baseline_weights: Path | None = None  # of a baseline that is named
     baseline_pretrained: bool = False
@@ -200,4 +201,8 @@ class ScoreOptions(ModelOptions):
     min_accuracy: float | None = None  # %; None: 95 % of the baseline's
     runs: int = 100
     output: Path = Path("results.json")
+    details: Path | None = None  # folder for the accuracy of each class, and what was taken for what
+    run_code: bool = False  # of folders that slimkit did not write, behind walls
+    allow_weaker_sandbox: bool = False  # where a wall can't be put up
+    max_memory: str = "4GiB"  # that such code may use
     device: Device = "auto"  # of the accuracy

@@ -30,7 +30,7 @@ from slimkit.core.options import (
 )
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import check_inputs, check_outputs
-from slimkit.core.scoring import run_score
+from slimkit.core.scoring.run import run_score
 from slimkit.core.stages import run_distill, run_prune, run_quantize, run_train
 from slimkit.core.typed import FieldError, parse_options, reject_unknown
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 from torch import fx
 from torch.export import ExportedProgram
 
+from slimkit.core.graph.inline import inline_modes
+
 
 def functionalize(program: ExportedProgram) -> ExportedProgram:
     """The program, if reading the results of in-place operations is enough for it; else what torch makes of it."""
+    inline_modes(program)
     if _shares_nothing_changed(program.graph):
         _read_results(program.graph)
         return program

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import Images, evaluation_input
 from slimkit.core.errors import DataError, ModelError
+from slimkit.core.measure.answers import Answers, wilson
 from slimkit.core.progress import Progress, silent
 
 
@@ -21,6 +23,12 @@ class Accuracy:
     top5: float
     correct: int  # images with their class first
     images: int
+    answers: Answers = field(repr=False, compare=False)  # to each image, in the order of the split
+
+    @property
+    def confidence(self) -> tuple[float, float]:
+        """The 95 % interval of `top1`."""
+        return wilson(self.correct, self.images)
 
 
 def evaluate(
@@ -38,25 +46,56 @@ def evaluate(
     `label_map` holds, for each class of the data, the model's index of the class of that name (int64 [classes of the
     data]); None where both number their classes alike. Raises DataError when there is no image.
     """
+    was_training = module.training
+    module.to(device).eval()
+    try:
+        with torch.inference_mode():
+            return judge(
+                lambda inputs: module(inputs.to(device)),
+                images,
+                preprocessing,
+                torch.arange(len(images)),
+                batch_size=batch_size,
+                progress=progress,
+                label_map=label_map,
+            )
+    finally:
+        module.train(was_training)
+
+
+def judge(
+    answer: Callable[[Tensor], Tensor],
+    images: Images,
+    preprocessing: Preprocessing,
+    order: Tensor,
+    *,
+    batch_size: int = 64,
+    progress: Progress = silent,
+    label_map: Tensor | None = None,
+) -> Accuracy:
+    """As `evaluate`, of whatever answers normalized images [n, c, h, w] by logits [n, classes].
+
+    order: int64 [images], in which they are shown.
+    """
     total = len(images)
     if total == 0:
         raise DataError(
             "The split that the accuracy is measured on has no image.", "Give a data set with images in it."
         )
-    was_training = module.training
-    module.to(device).eval()
-    first = among_five = 0
-    try:
-        with torch.inference_mode(), progress("evaluate", total) as advance:
-            for pixels, labels, _ in images.batches(torch.arange(total), batch_size):
-                wanted = labels if label_map is None else label_map[labels]
-                ranks = _ranks(module(evaluation_input(pixels, preprocessing).to(device)), wanted.to(device))
-                first += int((ranks == 0).sum())
-                among_five += int((ranks < 5).sum())
-                advance(len(labels))
-    finally:
-        module.train(was_training)
-    return Accuracy(100 * first / total, 100 * among_five / total, first, total)
+    ranks, given = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
+    labels, confidence = images.labels if label_map is None else label_map[images.labels], torch.empty(total)
+    with progress("evaluate", total) as advance:
+        for pixels, _, indices in images.batches(order, batch_size):
+            logits = answer(evaluation_input(pixels, preprocessing))
+            ranks[indices] = _ranks(logits, labels[indices].to(logits.device)).cpu()
+            highest, best = logits.float().softmax(1).max(1)
+            unanswered = logits.isnan().any(1)
+            given[indices] = best.masked_fill(unanswered, -1).cpu()
+            confidence[indices] = highest.masked_fill(unanswered, 0).cpu()
+            advance(len(indices))
+    first, among_five = int((ranks == 0).sum()), int((ranks < 5).sum())
+    answers = Answers(labels, given, confidence)
+    return Accuracy(100 * first / total, 100 * among_five / total, first, total, answers)
 
 
 def _ranks(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,154 @@
+"""Several models scored against one baseline, and ranked. A failure of one is its own: the rest are scored."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import io
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from slimkit.core.errors import MissedError, SlimkitError, UsageError
+from slimkit.core.files import write_atomically
+from slimkit.core.folder import weights_name
+from slimkit.core.measure.latency import Target, measure_latencies
+from slimkit.core.measure.size import size_mb
+from slimkit.core.models.resolve import materialize, open_model_and_data
+from slimkit.core.models.seen import with_test_images
+from slimkit.core.options import ScoreOptions
+from slimkit.core.progress import Progress, silent
+from slimkit.core.run import checked
+from slimkit.core.scoring.formula import FIGURES
+from slimkit.core.scoring.report import Baseline, ScoreReport
+from slimkit.core.scoring.run import accuracy_of, baseline_figures, given_figures, score_model
+
+log = logging.getLogger("slimkit")
+
+COLUMNS = ("rank", "model", "total", "size_mb", "latency_ms", "accuracy_%", "low_%", "high_%", "images", "remark")
+FORMATS = (".json", ".csv", ".md", ".html")
+
+
+@dataclass(frozen=True)
+class Board:
+    """The models in their order, degenerate ones below the others, and those that failed."""
+
+    ranked: tuple[ScoreReport, ...]
+    failures: dict[str, str]  # what was wrong, by model
+    baseline: Baseline
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """Of COLUMNS."""
+        rows: list[tuple[object, ...]] = []
+        for rank, report in enumerate(self.ranked, 1):
+            low, high = report.accuracy.confidence
+            figures = (report.score.total, report.figures.size, report.figures.latency, report.figures.accuracy)
+            remark = "degenerate" if report.degenerate else ""
+            rows.append(
+                (
+                    rank,
+                    report.model,
+                    *(round(f, 4) for f in figures),
+                    round(low, 2),
+                    round(high, 2),
+                    report.accuracy.images,
+                    remark,
+                )
+            )
+        return rows + [("", model, *[""] * 7, f"failed: {reason}") for model, reason in self.failures.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a .json board."""
+        return {
+            "ranked": [report.to_dict() for report in self.ranked],
+            "failures": self.failures,
+            "baseline": dataclasses.asdict(self.baseline.figures) | {"sources": self.baseline.sources},
+        }
+
+
+@checked
+def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
+    """Score `options.model` and `options.others` against one baseline, and write the board to `options.output`.
+
+    Its suffix says how: .json, .csv, .md or .html. Raises UsageError for another, and what measuring the baseline
+    raises; MissedError, when all is written, where a sandbox lacked a wall, and ModelError where no model was scored.
+    """
+    if options.output.suffix not in FORMATS:
+        raise UsageError(f"{options.output} is no board that can be written.", f"End it in {', '.join(FORMATS)}.")
+    baseline = _measure_baseline(options, progress)
+    reports: list[ScoreReport] = []
+    failures: dict[str, str] = {}
+    missed: MissedError | None = None
+    for model in dict.fromkeys((options.model, *options.others)):
+        try:
+            reports.append(score_model(dataclasses.replace(options, model=model, others=()), baseline, progress)[0])
+        except SlimkitError as error:
+            log.warning("%s", error)
+            failures[model] = str(error)
+            missed = error if isinstance(error, MissedError) else missed
+    ranked = sorted(reports, key=lambda report: (report.degenerate, -report.score.total))
+    board = Board(tuple(ranked), failures, baseline)
+    write_atomically(options.output, WRITERS[options.output.suffix](board))
+    if missed:
+        raise missed
+    return board
+
+
+def _measure_baseline(options: ScoreOptions, progress: Progress) -> Baseline:
+    """What is given; else the model that `--baseline` names, measured once; else the contest's."""
+    given = given_figures(options)
+    if options.baseline is None or len(given) == len(FIGURES):
+        return Baseline(*baseline_figures(given, {}, None))
+    named = options.naming(options.baseline, options.baseline_weights, options.baseline_pretrained)
+    classifier, data = open_model_and_data(named, progress=progress)
+    images = with_test_images(data, [classifier.architecture]).test
+    with materialize(classifier) as folder:
+        (latency,) = measure_latencies([Target(folder)], runs=options.runs, threads=options.threads, progress=progress)
+        size = size_mb(folder / weights_name(classifier.architecture.model_type))
+    accuracy = accuracy_of(options, classifier, data, images, progress)
+    measured = {"size": size, "latency": latency.mean, "accuracy": accuracy.top1}
+    figures, sources = baseline_figures(given, measured, f"measured: {options.baseline}")
+    return Baseline(figures, sources, accuracy, latency)
+
+
+def _as_json(board: Board) -> str:
+    return json.dumps(board.to_dict(), indent=2) + "\n"
+
+
+def _as_csv(board: Board) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *board.rows()])
+    return buffer.getvalue()
+
+
+def _as_markdown(board: Board) -> str:
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (COLUMNS, *board.rows())]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(COLUMNS), *lines[1:]]) + "\n"
+
+
+def _as_html(board: Board) -> str:
+    head, *rows = (
+        "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in (("th", COLUMNS), *(("td", row) for row in board.rows()))
+    )
+    return _PAGE.format(head=head, rows="\n".join(rows))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Board</title>
+<style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
+body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem; overflow-x: auto; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: right; }}
+th:nth-child(2), td:nth-child(2), th:last-child, td:last-child {{ text-align: left; }}
+</style></head><body><h1>Board</h1><table>
+{head}
+{rows}
+</table></body></html>
+"""
+
+WRITERS = {".json": _as_json, ".csv": _as_csv, ".md": _as_markdown, ".html": _as_html}

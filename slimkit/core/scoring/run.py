@@ -1,0 +1,193 @@
+"""Scoring one model: measuring it, and what is not given of its baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from slimkit.core.baseline import open_baseline
+from slimkit.core.checks import check_options
+from slimkit.core.data import Images, ImageSet, label_map
+from slimkit.core.device import resolve_device
+from slimkit.core.environment import describe_environment
+from slimkit.core.errors import UsageError
+from slimkit.core.files import write_atomically
+from slimkit.core.folder import Classifier, changed_code, weights_name
+from slimkit.core.measure.accuracy import Accuracy, evaluate
+from slimkit.core.measure.latency import Target, measure_latencies
+from slimkit.core.measure.size import size_mb
+from slimkit.core.models.resolve import materialize, open_model_and_data
+from slimkit.core.models.seen import with_test_images
+from slimkit.core.options import ScoreOptions
+from slimkit.core.progress import Progress, silent
+from slimkit.core.run import checked
+from slimkit.core.scoring.details import write_details
+from slimkit.core.scoring.foreign import measure_stranger
+from slimkit.core.scoring.formula import CONTEST_BASELINE, FIGURES, SHARE_OF_BASELINE, Figures, score
+from slimkit.core.scoring.measured import Measured
+from slimkit.core.scoring.report import Baseline, ScoreReport
+from slimkit.core.strangers.convention import is_foreign
+
+log = logging.getLogger("slimkit")
+
+
+@checked
+def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport:
+    """Measure the model, and what is not given of its baseline, and write the score to `options.output`.
+
+    Raises UsageError for a figure that can't be divided by, FolderError where the output exists, and what reading the
+    model and the data raises.
+    """
+    report, class_names = score_model(options, None, progress)
+    if options.details:
+        write_details(report.accuracy.answers, class_names, options.details)
+    write_atomically(options.output, json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+def score_model(
+    options: ScoreOptions, known: Baseline | None, progress: Progress
+) -> tuple[ScoreReport, tuple[str, ...]]:
+    """The score of `options.model`, and the classes of its logits. known: the baseline, where it is measured already.
+
+    Raises as `run_score`.
+    """
+    given = {} if known else given_figures(options)
+    measured = _measure_any(options, given, known, progress)
+    baseline = known or baseline_of(given, measured)
+    minimum = SHARE_OF_BASELINE * baseline.figures.accuracy if options.min_accuracy is None else options.min_accuracy
+    own = Figures(measured.size, measured.latency.mean, measured.accuracy.top1)
+    report = ScoreReport(
+        model=options.model,
+        data=measured.data,
+        figures=own,
+        baseline=baseline,
+        score=score(own, baseline.figures),
+        accuracy=measured.accuracy,
+        latency=measured.latency,
+        latency_alone=measured.latency_alone,
+        min_accuracy=minimum,
+        changed_code=measured.changed_code,
+        remarks=measured.remarks,
+        environment=describe_environment(),
+        walls=measured.walls,
+    )
+    if report.degenerate:
+        log.warning("%s is degenerate: %.2f %% accuracy, under %.2f %%.", options.model, own.accuracy, minimum)
+    return report, measured.class_names
+
+
+def _measure_any(
+    options: ScoreOptions, given: Mapping[str, float], known: Baseline | None, progress: Progress
+) -> Measured:
+    """The figures of a model of slimkit's or of a stranger's."""
+    needs_baseline = known is None and len(given) < len(FIGURES)
+    if is_foreign(Path(options.model)):
+        return measure_stranger(options, needs_baseline, progress)
+    classifier, data = open_model_and_data(options, progress=progress)
+    baseline = open_baseline(options, classifier) if needs_baseline else None
+    return _measure(options, classifier, baseline, data, given, progress)
+
+
+def given_figures(options: ScoreOptions) -> dict[str, float]:
+    """The baseline's figures that the user gave. Raises UsageError for one that is not a number above 0."""
+    check_options(options)
+    values = {name: getattr(options, f"baseline_{name}") for name in FIGURES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def baseline_of(given: Mapping[str, float], measured: Measured) -> Baseline:
+    """The baseline by what was given and what was measured of it."""
+    figures, sources = baseline_figures(given, measured.baseline, measured.origin)
+    return Baseline(figures, sources, measured.baseline_accuracy, measured.baseline_latency)
+
+
+def baseline_figures(
+    given: Mapping[str, float], measured: Mapping[str, float], origin: str | None
+) -> tuple[Figures, dict[str, str]]:
+    """The baseline, each figure with its source: the user, else `origin` (where it was measured), else the contest."""
+    contest = dataclasses.asdict(CONTEST_BASELINE)
+    values = contest | dict(measured) | dict(given)
+    sources = {
+        name: "given" if name in given else origin if origin and name in measured else "the contest's"
+        for name in FIGURES
+    }
+    if values["accuracy"] == 0:
+        raise UsageError(f"The baseline has an accuracy of 0 % ({origin}).", "Give another with --baseline-accuracy.")
+    return Figures(**values), sources
+
+
+def _measure(
+    options: ScoreOptions,
+    classifier: Classifier,
+    baseline: Classifier | None,
+    data: ImageSet,
+    given: Mapping[str, float],
+    progress: Progress,
+) -> Measured:
+    """The figures of the model, and those of the baseline that are not given."""
+    models = [classifier, baseline] if baseline else [classifier]
+    images = with_test_images(
+        data, [model.architecture for model in models]
+    ).test  # there are some, before time is taken
+    other: dict[str, float] = {}
+    with materialize(classifier) as folder, materialize(baseline) if baseline else nullcontext() as other_folder:
+        size = _size(classifier, folder)
+        targets = [Target(folder)]
+        if baseline and other_folder:
+            other["size"] = _size(baseline, other_folder)
+            if "latency" not in given:
+                targets.append(Target(other_folder))
+        if torch.get_num_threads() > 1:
+            targets.append(Target(folder, threads=1))
+        latencies = measure_latencies(targets, runs=options.runs, threads=options.threads, progress=progress)
+    alone = latencies[-1] if targets[-1].threads == 1 else latencies[0]
+    timed = latencies[1] if baseline and "latency" not in given else None
+    if timed:
+        other["latency"] = timed.mean
+    judged = None
+    if baseline and "accuracy" not in given:
+        judged = accuracy_of(options, baseline, data, images, progress)
+        other["accuracy"] = judged.top1
+    return Measured(
+        data=data.name,
+        class_names=classifier.architecture.class_names,
+        size=size,
+        accuracy=accuracy_of(options, classifier, data, images, progress),
+        latency=latencies[0],
+        latency_alone=alone,
+        changed_code=changed_code(classifier.folder) if classifier.folder else (),
+        baseline=other,
+        baseline_accuracy=judged,
+        baseline_latency=timed,
+        origin=f"measured: {baseline.folder or options.baseline}" if baseline else None,
+    )
+
+
+def _size(classifier: Classifier, folder: Path) -> float:
+    return size_mb(folder / weights_name(classifier.architecture.model_type))
+
+
+def accuracy_of(
+    options: ScoreOptions, classifier: Classifier, data: ImageSet, images: Images, progress: Progress
+) -> Accuracy:
+    """Top-1 and top-5 on every one of the test `images` of `data`, at the size that these were opened with.
+
+    An int8 network is for the CPU, and on a GPU would answer by float arithmetic: unasked, it isn't evaluated there.
+    """
+    as_deployed = options.device == "auto" and classifier.architecture.is_quantized
+    own, opened = classifier.architecture.preprocessing, data.preprocessing
+    return evaluate(
+        classifier.module,
+        images,
+        dataclasses.replace(own, resize=opened.resize, crop=opened.crop),
+        device="cpu" if as_deployed else resolve_device(options.device),
+        label_map=label_map(classifier.architecture.class_names, data.class_names),
+        progress=progress,
+    )

@@ -1,0 +1,214 @@
+"""The side of a sandbox that keeps the labels and the clock: it sends images, takes logits and times round trips."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from slimkit.core.errors import MissedError, ModelError
+from slimkit.core.measure.processes import worker_environment
+from slimkit.core.strangers import child
+from slimkit.core.strangers.convention import Submission
+from slimkit.core.strangers.walls import WALLS
+
+START_SECONDS, LOAD_SECONDS, ANSWER_SECONDS = 60.0, 120.0, 60.0
+MOST_SAID = 2**16  # bytes of JSON
+MOST_CLASSES = 100_000
+MOST_SCRATCH = 256 * 2**20  # bytes
+WATCH_SECONDS = 0.5  # between looks at the scratch folder
+DEFAULT_MEMORY = 4 * 2**30  # bytes
+HINT = "This folder is not ranked; its author can run it with the same command."
+
+
+@dataclass
+class Stranger:
+    """A stranger's model in a process of its own."""
+
+    submission: Submission
+    walls: dict[str, str]  # for each of WALLS: "" where it holds, or why it is missing
+    _process: subprocess.Popen[bytes] = field(repr=False)
+    _requests: int = field(repr=False)  # descriptors of the pipes
+    _answers: int = field(repr=False)
+    _scratch: Path = field(repr=False)
+    _errors: IO[bytes] = field(repr=False)
+
+    def require_walls(self, allow_weaker: bool) -> None:
+        """Raise MissedError where the folder's code would be run with a wall missing, unless that is allowed."""
+        missing = [f"{name} ({why})" for name, why in self.walls.items() if why]
+        if missing and self.submission.needs_code and not allow_weaker:
+            raise MissedError(
+                f"The sandbox for {self.submission.folder.name} lacks {' and '.join(missing)}; its code was not run.",
+                "Run this on Linux with landlockpy installed, or give --allow-weaker-sandbox.",
+            )
+
+    def ask(self, images: Tensor) -> tuple[Tensor, float]:
+        """The logits float32 [n, classes] for images float32 [n, c, h, w], and the ms that they took, there and back.
+
+        Raises ModelError for an answer that is late, of another shape, not finite, or given before it was asked for.
+        """
+        if select.select([self._answers], [], [], 0)[0]:
+            raise self._failure("it answered before it was asked")
+        content = struct.pack("<4I", *images.shape) + images.contiguous().numpy().tobytes()
+        start, until = time.perf_counter_ns(), time.monotonic() + ANSWER_SECONDS
+        self._send(b"X" + struct.pack("<I", len(content)) + content, until)
+        logits = self._read_logits(len(images), until)
+        took = (time.perf_counter_ns() - start) / 1e6
+        if not torch.isfinite(logits).all():
+            raise self._failure("its logits are not finite")
+        return logits, took
+
+    def _read_logits(self, images: int, until: float) -> Tensor:
+        kind, length = self._read_head(until)
+        if kind != b"Y" or not 12 <= length <= 12 + 4 * images * MOST_CLASSES:
+            raise self._failure("it answered with something else than logits")
+        content = self._read(length, until)
+        dimensions, *shape = struct.unpack("<3I", content[:12])
+        if dimensions != 2 or shape[0] != images or 12 + 4 * shape[0] * shape[1] != length:
+            raise self._failure(f"it answers {images} images with numbers of another shape than [{images}, classes]")
+        return torch.frombuffer(bytearray(content[12:]), dtype=torch.float32).view(shape)
+
+    def read_message(self, seconds: float) -> dict[str, Any]:
+        """What it says in JSON. Raises ModelError where it says something else, nothing, or too much."""
+        until = time.monotonic() + seconds
+        kind, length = self._read_head(until)
+        if kind != b"J" or length > MOST_SAID:
+            raise self._failure("it speaks out of turn")
+        try:
+            said = json.loads(self._read(length, until))
+        except ValueError:
+            raise self._failure("it speaks out of turn") from None
+        return said if isinstance(said, dict) else {}
+
+    def _read_head(self, until: float) -> tuple[bytes, int]:
+        head = self._read(5, until)
+        return head[:1], struct.unpack("<I", head[1:])[0]
+
+    def _send(self, content: bytes, until: float) -> None:
+        rest = memoryview(content)
+        while rest:
+            self._wait([], [self._requests], until)
+            try:
+                rest = rest[os.write(self._requests, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise self._failure("its process ended") from None
+
+    def _read(self, count: int, until: float) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            self._wait([self._answers], [], until)
+            part = os.read(self._answers, min(count - len(parts), 2**20))
+            if not part:
+                raise self._failure("its process ended")
+            parts += part
+        return bytes(parts)
+
+    def _wait(self, readers: list[int], writers: list[int], until: float) -> None:
+        """Until a pipe is ready. Raises ModelError where that takes too long, or too much is written meanwhile."""
+        while not any(select.select(readers, writers, [], min(WATCH_SECONDS, max(0.0, until - time.monotonic())))):
+            if time.monotonic() >= until:
+                raise self._failure("it gave no answer in time")
+            if _bytes_in(self._scratch) > MOST_SCRATCH:
+                raise self._failure(f"it wrote more than {MOST_SCRATCH // 2**20} MB")
+
+    def _failure(self, what: str) -> ModelError:
+        """With the last line that it wrote to stderr: what Python says of an error."""
+        if what == "its process ended":
+            code = self._process.wait()
+            what += f" by signal {signal.Signals(-code).name}" if code < 0 else f" with code {code}"
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        said = f" ({_printable(lines[-1])})" if lines else ""
+        return ModelError(f"{self.submission.folder.name} failed: {what}{said}.", HINT)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.lstat().st_size
+        except OSError:
+            continue  # it is gone already
+    return total
+
+
+@contextmanager
+def start(
+    submission: Submission, *, threads: int, memory: int = DEFAULT_MEMORY, allow_weaker: bool = False
+) -> Iterator[Stranger]:
+    """A process with the model of `submission`, loaded; it and all that it wrote are gone with the context.
+
+    memory: bytes that it may use. allow_weaker: run its code though a wall is missing.
+    Raises MissedError where a wall is missing, ModelError where the model can't be loaded.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="slimkit-stranger-"))
+    their_requests, requests = os.pipe()
+    answers, their_answers = os.pipe()
+    try:
+        with tempfile.TemporaryFile() as errors:
+            arguments = (scratch, memory, threads, their_requests, their_answers)
+            process = subprocess.Popen(
+                [sys.executable, child.__file__, submission.kind, str(submission.weights), *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(their_requests, their_answers),
+                env=_environment(threads, scratch),
+                cwd=scratch,
+                start_new_session=True,
+            )
+            os.close(their_requests)
+            os.close(their_answers)
+            os.set_blocking(requests, False)
+            stranger = Stranger(submission, {}, process, requests, answers, scratch, errors)
+            try:
+                said = stranger.read_message(START_SECONDS).get("walls", {})
+                stranger.walls = {name: str(said.get(name, "it was not said")) for name in WALLS}
+                stranger.require_walls(allow_weaker)
+                os.write(requests, b"G")
+                stranger.read_message(LOAD_SECONDS)
+                yield stranger
+            finally:
+                _end(process)
+    finally:
+        os.close(requests)
+        os.close(answers)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it and its session: it can't have left that, nor started others where the filter of calls holds."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
+    process.wait()
+
+
+def _environment(threads: int, scratch: Path) -> dict[str, str]:
+    """What a computation needs: neither the user's names and secrets nor a home."""
+    computing = {"LD_LIBRARY_PATH", "LD_PRELOAD", "LRU_CACHE_CAPACITY"}
+    prefixes = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "DNNL_", "ATEN_", "PYTHON")
+    kept = {n: v for n, v in worker_environment(threads).items() if n in computing or n.startswith(prefixes)}
+    return kept | {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
