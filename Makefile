@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/slimkit compress --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # the tests whose answers hang on the CPU's kernels, as without AVX512 and as without VNNI
 older-cpus: $(READY)
