@@ -21,12 +21,13 @@ from slimkit.cli.inspect import inspect
 from slimkit.cli.output import Output
 from slimkit.cli.prune import prune
 from slimkit.cli.quantize import quantize
+from slimkit.cli.report import report
 from slimkit.cli.score import score
 from slimkit.cli.train import train
 from slimkit.cli.values import FlagsCommand
 from slimkit.waiting import limit_spinning
 
-COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, export, env)
+COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, report, export, env)
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 a budget or a check was missed, 130 interrupted, 143 terminated."
 
 app = typer.Typer(

@@ -114,5 +114,6 @@ def compress(options: CompressOptions, output: Output) -> None:
         human=[
             table(None, ("", "before", "after"), report.rows),
             f"The submission is in {report.submission}.",
+            *([f"The report is in {report.page}."] if report.page else []),
         ],
     )

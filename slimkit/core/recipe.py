@@ -18,6 +18,7 @@ from slimkit.core.checks import check_options
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import WRITTEN_HERE, write_atomically
 from slimkit.core.folder import LEFT_BY_OTHERS, METADATA, read_architecture, sha256_of
+from slimkit.core.htmlreport.page import write_report
 from slimkit.core.options import (
     OF_NAMED_MODELS,
     CommonOptions,
@@ -37,6 +38,7 @@ from slimkit.core.typed import FieldError, parse_options, reject_unknown
 log = logging.getLogger("slimkit")
 
 RECIPE_FILE = Path("runs/recipe.yaml")
+PAGE = "report.html"
 STATE_FILE = Path("runs/recipe.state.json")
 HEADER = f"{WRITTEN_HERE}{slimkit.__version__}. Again: slimkit compress -c, with this file\n"
 
@@ -87,6 +89,7 @@ class CompressReport:
     submission: Path
     rows: tuple[tuple[str, float | None, float | None], ...]  # figure, of the baseline, of the submission
     results: dict[str, Any]  # as in results.json
+    page: Path | None = None  # the HTML report
 
 
 def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source: str = "the recipe") -> Recipe:
@@ -164,7 +167,23 @@ def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = sile
         _RUN[name](dataclasses.replace(options, force=replaceable), progress)
         state[name] = _entry(options)
         _write_state(recipe, state)
-    return _report(recipe)
+    return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
+
+
+def _write_page(recipe: Recipe, state: dict[str, Any], force: bool) -> Path | None:
+    """Leave the HTML report beside the results, unless a file of that name is there that isn't its own."""
+    file = recipe.root / PAGE
+    if file.exists() and not force and state.get("report") != sha256_of(file):
+        log.warning("%s is not the report that slimkit left there, so it is not replaced.", file)
+        return None
+    try:
+        write_report(recipe.root, file)
+    except FolderError as error:  # the recipe places its results elsewhere
+        log.warning("There is no report: %s", error)
+        return None
+    state["report"] = sha256_of(file)
+    _write_state(recipe, state)
+    return file
 
 
 def _finished(recipe: Recipe, state: Mapping[str, Any]) -> list[str]:
@@ -242,7 +261,7 @@ def _read_state(file: Path, force: bool) -> dict[str, Any]:
             return {}
         raise FolderError(f"{file} is not JSON: {error}.", "Delete it, or start over with -f/--force.") from None
     entries = state.items() if isinstance(state, dict) else ()
-    known = {name: entry for name, entry in entries if name == "recipe" or isinstance(entry, dict)}
+    known = {name: entry for name, entry in entries if name in ("recipe", "report") or isinstance(entry, dict)}
     if force:
         _mark_outdated(known, "train")
     return known

@@ -76,6 +76,7 @@ class ScoreReport:
             "latency_confidence": self.latency.to_dict()["confidence"],
             "latency_median_confidence": self.latency.to_dict()["median_confidence"],
             "latency_median_one_thread": self.latency_alone and self.latency_alone.median,
+            "latency_samples": _rounded(self.latency),
             "runs": self.latency.runs,
             "threads": self.latency.threads,
             "baseline": self._baseline_to_dict(),
@@ -94,7 +95,13 @@ class ScoreReport:
             "accuracy": figures.accuracy,
             "latency_median": timed.median if timed else None,
             "latency_p90": timed.p90 if timed else None,
+            "latency_samples": _rounded(timed) if timed else None,
             "accuracy_confidence": list(judged.confidence) if judged else None,
             "calibration_error": judged.answers.calibration_error() if judged else None,
             "sources": self.baseline.sources,
         }
+
+
+def _rounded(latency: Latency) -> list[float]:
+    """Every run, in ms."""
+    return [round(sample, 4) for sample in latency.samples]

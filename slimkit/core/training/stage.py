@@ -74,6 +74,7 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, history: tu
         "seed": options.seed,
         "teacher": None,
         "precision": [epoch.precision for epoch in history],
+        "loss": [round(epoch.loss, 4) for epoch in history],
         "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in history],
     }
 
