@@ -1,4 +1,4 @@
-"""The page of what the commands left: it says what the JSON says, needs nothing from elsewhere, and a browser shows it."""
+"""The page of what the commands left: it says what the JSON says, loads nothing, and a browser shows it."""
 
 import dataclasses
 import json

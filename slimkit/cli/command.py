@@ -65,7 +65,8 @@ def _check_outputs(options: ModelOptions) -> None:
     from slimkit.core.run import check_outputs
 
     check_outputs(options)
-    require_resolved(options)
+    if getattr(options, "verify", None) is None:  # else nothing is written
+        require_resolved(options)
 
 
 def _reject_option_names(context: typer.Context) -> None:

@@ -8,6 +8,7 @@ from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
 from slimkit.cli.options import device_flag
 from slimkit.cli.output import Output, foreign_code, table, threads
+from slimkit.core.errors import MissedError
 from slimkit.core.options import ScoreOptions
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ REAL = 0.05  # of a p-value
     ScoreOptions,
     example="slimkit score submission --baseline-size 50 --baseline-latency 10 --baseline-accuracy 80",
     others=typer.Argument(help="More models: all are scored against one baseline, and ranked.", show_default=False),
+    verify=typer.Option(
+        "--verify", metavar="RESULTS.json", help="Measure again what this says, by its own options: which figures hold?"
+    ),
     details=typer.Option(
         "--details",
         metavar="FOLDER",
@@ -53,6 +57,9 @@ def score(options: ScoreOptions, output: Output) -> None:
 
     Several models give a board.
     """
+    if options.verify:
+        _verify(options, output)
+        return
     if options.others:
         _score_many(options, output)
         return
@@ -61,6 +68,26 @@ def score(options: ScoreOptions, output: Output) -> None:
     report = run_score(options, output.progress)
     save_resolved("score", options)
     output.result(report.to_dict(), path=options.output, human=[score_table(report), *_remarks(report, options)])
+
+
+def _verify(options: ScoreOptions, output: Output) -> None:
+    from slimkit.core.scoring.verify import run_verify
+
+    found = run_verify(options, output.progress)
+    rows = [
+        (c.figure, _shortened(c.recorded), _shortened(c.measured), "yes" if c.holds else "NO", c.by)
+        for c in found.checks
+    ]
+    output.result(found.to_dict(), human=[table(str(found.file), ("", "recorded", "measured", "holds", "asked"), rows)])
+    if found.broken:
+        raise MissedError(
+            f"{found.file}: {', '.join(found.broken)} do not hold.",
+            "Measure it on the same machine, or trust the new figures.",
+        )
+
+
+def _shortened(value: object) -> object:
+    return value[:12] if isinstance(value, str) else value
 
 
 def _score_many(options: ScoreOptions, output: Output) -> None:

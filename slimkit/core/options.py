@@ -201,6 +201,7 @@ class ScoreOptions(ModelOptions):
     min_accuracy: float | None = None  # %; None: 95 % of the baseline's
     runs: int = 100
     output: Path = Path("results.json")
+    verify: Path | None = None  # results of an earlier run, which are measured again
     details: Path | None = None  # folder for the accuracy of each class, and what was taken for what
     run_code: bool = False  # of folders that slimkit did not write, behind walls
     allow_weaker_sandbox: bool = False  # where a wall can't be put up

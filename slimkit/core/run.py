@@ -20,7 +20,7 @@ from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, Qua
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
 # options that name a file to read
-FILES = ("weights", "teacher_weights", "baseline_weights", "use_sensitivity", "classes")
+FILES = ("weights", "teacher_weights", "baseline_weights", "use_sensitivity", "classes", "verify")
 
 
 def checked(run: Run) -> Run:
@@ -52,6 +52,8 @@ def check_outputs(options: ModelOptions) -> None:
 
 def output_files(options: Any) -> tuple[Path, ...]:
     """The files that a command writes which makes no model folder."""
+    if getattr(options, "verify", None) is not None:
+        return ()  # it only looks
     output: Path = options.output
     if isinstance(options, PruneOptions):
         return tuple(output.with_name(f"{output.name}.sensitivity.{kind}") for kind in ("json", "png"))

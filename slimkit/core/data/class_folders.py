@@ -49,6 +49,10 @@ class FileImages:
         """As `Source.pixel_type`."""
         return torch.float32 if any(map(model_loader.is_array_name, self.files)) else torch.uint8
 
+    def name(self, index: int) -> str:
+        """As `Source.name`."""
+        return self.files[index][len(self.folder) :]
+
     def image(self, index: int, channels: int = 3) -> Image.Image | Tensor:
         """As `Source.image`."""
         name = self.files[index]

@@ -44,6 +44,10 @@ class DigitPairs:
         self._split = split
         self._draws = uniform(torch.arange(len(self.labels)), (KEYS[split],), draws=12).tolist()
 
+    def name(self, index: int) -> str:
+        """As `Source.name`."""
+        return f"{self._split}/{index}"
+
     def image(self, index: int, channels: int = 3) -> Image.Image:
         """Two digits side by side, 64x64."""
         draws = self._draws[index]

@@ -6,6 +6,7 @@ Both give the same pixels, of the preprocessing's `resize`: uint8 of images, flo
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ class Store(Protocol):
     """The decoded images of a source."""
 
     labels: Tensor  # int64 [n]
+    source: Source
 
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
         """The images at `positions`, in batches [b, channels, *resize] of 0 … 255. Raises DataError, naming a file."""
@@ -60,6 +62,13 @@ class Images:
         """The images at `indices`, which become 0, 1, …; what was decoded stays shared."""
         return Images(self.store, self.positions[indices])
 
+    def digest(self) -> str:
+        """The sha256 of the list of these images: the name and the label of each, in their order."""
+        labels = self.labels.tolist()
+        names = [self.store.source.name(place) for place in self.positions.tolist()]
+        lines = (f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True))
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The images at `order` (indices, int64 [n]), in that order; the last batch may be smaller.
 
@@ -83,7 +92,7 @@ class MemoryStore:
 
     def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
         self.labels = source.labels
-        self._source = source
+        self.source = source
         self._preprocessing = dataclasses.asdict(preprocessing)
         shape = (len(self.labels), *pixel_shape(preprocessing))
         self._pixels = torch.empty(shape, dtype=source.pixel_type)  # takes memory as it is filled
@@ -112,7 +121,7 @@ class MemoryStore:
 
     def _decode_each(self, positions: list[int]) -> None:
         for position in positions:
-            self._pixels[position] = _pixels(self._source, position, self._preprocessing)
+            self._pixels[position] = _pixels(self.source, position, self._preprocessing)
 
 
 class StreamStore:
@@ -120,6 +129,7 @@ class StreamStore:
 
     def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
         self.labels = source.labels
+        self.source = source
         self._pixels = _Pixels(source, dataclasses.asdict(preprocessing))
 
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -24,6 +24,9 @@ class Source(Protocol):
     def pixel_type(self) -> torch.dtype:
         """uint8, or float32 where any of the images is an array."""
 
+    def name(self, index: int) -> str:
+        """What the image at `index` is called within the set, wherever the set lies."""
+
     def image(self, index: int, channels: int = 3) -> Image.Image | Tensor:
         """The image at `index`, as large as it is, as `model_loader.read_image` gives it.
 

@@ -64,6 +64,10 @@ class TorchvisionImages:
         self.labels = labels
         self._dataset = dataset
 
+    def name(self, index: int) -> str:
+        """As `Source.name`."""
+        return str(index)
+
     def image(self, index: int, channels: int = 3) -> Image.Image:
         """As `Source.image`."""
         try:

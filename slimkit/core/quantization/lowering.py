@@ -135,15 +135,19 @@ def _must_be_codes(operation: Operation, index: int, are_codes: list[bool]) -> b
 
 
 def _mark_outputs(operations: list[Operation]) -> list[Operation]:
-    """Set `gives_codes` of what computes on codes, from the last operation to the first; what needn't is float."""
+    """Set `gives_codes` of what computes on codes, from the last operation to the first; what feeds float alone is."""
     result: list[Operation] = []
     wanted: set[str] = set()  # the tensors that some reader wants as codes
+    in_float: set[str] = set()  # those that some reader takes as numbers
     for operation in reversed(operations):
-        is_float = operation.is_float or (operation.name not in wanted and operation.type not in (*WEIGHTED, *PASSING))
+        passes, feeds_float = operation.type in PASSING, operation.name in in_float and operation.name not in wanted
+        is_float = operation.is_float or (feeds_float and not passes and operation.type not in WEIGHTED)
         gives_codes = operation.name in wanted and not is_float
         result.insert(0, replace(operation, gives_codes=gives_codes, is_float=is_float))
-        if gives_codes or (operation.type not in PASSING and not is_float):
+        if gives_codes or (not passes and not is_float):
             wanted.update(operation.inputs)
+        elif is_float or feeds_float:
+            in_float.update(operation.inputs)
     return result
 
 

@@ -29,7 +29,7 @@ from slimkit.core.models.resolve import DEFAULT_DATA, materialize
 from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress
-from slimkit.core.scoring.measured import Measured
+from slimkit.core.scoring.measured import Measured, hashes_of
 from slimkit.core.strangers.convention import Submission, read_submission
 from slimkit.core.strangers.host import Stranger, start
 
@@ -66,6 +66,7 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
         data=data.name,
         class_names=class_names,
         size=submission.size / 2**20,
+        sha256=hashes_of(submission.folder, submission.weights, data.test),
         accuracy=accuracy,
         latency=latency,
         remarks=_remarks(submission),

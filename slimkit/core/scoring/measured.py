@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from slimkit.core.data import Images
+from slimkit.core.folder import CODE, sha256_of
 from slimkit.core.measure.accuracy import Accuracy
 from slimkit.core.measure.latency import Latency
 
@@ -15,6 +18,7 @@ class Measured:
     data: str
     class_names: tuple[str, ...]  # in the order of the logits
     size: float  # MB
+    sha256: dict[str, str]  # of the weights, of the code in the folder, and of the list of images
     accuracy: Accuracy
     latency: Latency
     latency_alone: Latency | None = None  # the model's, on one thread
@@ -25,3 +29,9 @@ class Measured:
     baseline_accuracy: Accuracy | None = None
     baseline_latency: Latency | None = None
     origin: str | None = None  # where the baseline's figures are from
+
+
+def hashes_of(folder: Path, weights: Path, images: Images) -> dict[str, str]:
+    """By which a folder and the images that it was measured on are known again."""
+    code = {name: sha256_of(folder / name) for name in CODE if (folder / name).is_file()}
+    return {"weights": sha256_of(weights), **code, "images": images.digest()}

@@ -37,6 +37,8 @@ class ScoreReport:
     changed_code: tuple[str, ...]  # files in the folder that are not slimkit's own, which alone was run
     remarks: tuple[str, ...]  # what else is to be known of the folder
     environment: dict[str, Any]
+    sha256: dict[str, str]  # of the weights, of the code in the folder, and of the list of images
+    options: dict[str, Any]  # with which it is measured again
     walls: dict[str, str] | None = None  # of a stranger's: those around its code, "" where they hold
 
     @property
@@ -85,6 +87,8 @@ class ScoreReport:
             "remarks": list(self.remarks),
             "walls": self.walls,
             "environment": self.environment,
+            "sha256": self.sha256,
+            "options": self.options,
         }
 
     def _baseline_to_dict(self) -> dict[str, Any]:

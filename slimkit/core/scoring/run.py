@@ -24,13 +24,13 @@ from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import materialize, open_model_and_data
 from slimkit.core.models.seen import with_test_images
-from slimkit.core.options import ScoreOptions
+from slimkit.core.options import ScoreOptions, plain_options
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
 from slimkit.core.scoring.details import write_details
 from slimkit.core.scoring.foreign import measure_stranger
 from slimkit.core.scoring.formula import CONTEST_BASELINE, FIGURES, SHARE_OF_BASELINE, Figures, score
-from slimkit.core.scoring.measured import Measured
+from slimkit.core.scoring.measured import Measured, hashes_of
 from slimkit.core.scoring.report import Baseline, ScoreReport
 from slimkit.core.strangers.convention import is_foreign
 
@@ -76,6 +76,8 @@ def score_model(
         changed_code=measured.changed_code,
         remarks=measured.remarks,
         environment=describe_environment(),
+        sha256=measured.sha256,
+        options=plain_options(options),
         walls=measured.walls,
     )
     if report.degenerate:
@@ -139,6 +141,7 @@ def _measure(
     other: dict[str, float] = {}
     with materialize(classifier) as folder, materialize(baseline) if baseline else nullcontext() as other_folder:
         size = _size(classifier, folder)
+        sha256 = hashes_of(folder, folder / weights_name(classifier.architecture.model_type), images)
         targets = [Target(folder)]
         if baseline and other_folder:
             other["size"] = _size(baseline, other_folder)
@@ -159,6 +162,7 @@ def _measure(
         data=data.name,
         class_names=classifier.architecture.class_names,
         size=size,
+        sha256=sha256,
         accuracy=accuracy_of(options, classifier, data, images, progress),
         latency=latencies[0],
         latency_alone=alone,
