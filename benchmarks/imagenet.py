@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("runs/imagenet.json"))
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
     parser.add_argument("--threads", type=int, default=2)
+    parser.set_defaults(model="efficientnet-lite0")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = PhotoBench(arguments)

@@ -6,19 +6,24 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import small_classifier
 from PIL import Image
+from test_cli_chain import write_images
 
 from slimkit.core.architecture import IMAGENET_MEAN, IMAGENET_STD
-from slimkit.core.errors import FolderError, UsageError
+from slimkit.core.data import open_dataset
+from slimkit.core.errors import DataError, FolderError, UsageError
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import ScoreOptions
 from slimkit.core.scoring.formula import CONTEST_BASELINE, Figures, score
+from slimkit.core.scoring.report import ScoreReport
 from slimkit.core.scoring.run import baseline_figures, given_figures, run_score
+from slimkit.core.scoring.verify import checks_of, run_verify
 
 BOARD_BASELINE = Figures(size=44.7, latency=30.0, accuracy=40.0)
 
@@ -179,3 +184,53 @@ class TestRunScore:
         )
         assert results["model_size"] == pytest.approx(weights.stat().st_size / 2**20, rel=0.01)
         assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["images"]  # no folder stays behind
+
+
+class TestVerify:
+    @pytest.fixture(scope="class")
+    def scored(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScoreReport]:
+        """Class folders, a model in them, and its results.json."""
+        root = tmp_path_factory.mktemp("verify")
+        write_images(root / "images")
+        write_folder(small_classifier(), root / "model")
+        given: dict[str, Any] = {"baseline_size": 1.0, "baseline_latency": 1.0, "baseline_accuracy": 50.0, "runs": 5}
+        options = ScoreOptions(
+            model=str(root / "model"), data=str(root / "images"), output=root / "results.json", threads=1, **given
+        )
+        return root, run_score(options)
+
+    def test_what_can_not_change_holds_when_it_is_measured_again(self, scored: tuple[Path, ScoreReport]) -> None:
+        root, _ = scored
+        found = run_verify(ScoreOptions(verify=root / "results.json"))
+        assert set(found.broken) <= {"latency (ms)"}  # a machine may be busier than before
+        assert len(found.checks) == 8
+
+    @pytest.mark.parametrize(
+        ("change", "broken"),
+        [
+            ({"total_score": 99.0}, "total score, of the recorded figures"),
+            ({"accuracy": 99.0, "total_score": 0.3 + 0.3 + 0.4 * 99 / 50}, "accuracy (%)"),
+            ({"correct": 12, "images": 12, "accuracy": 100.0}, "accuracy (%)"),
+            ({"model_size": 0.0001}, "size (MB)"),
+            ({"latency": 1e-6}, "latency (ms)"),
+            ({"sha256": {}}, "sha256 of the weights"),
+        ],
+    )
+    def test_what_was_changed_is_found(
+        self, change: dict[str, Any], broken: str, scored: tuple[Path, ScoreReport]
+    ) -> None:
+        root, report = scored
+        recorded = json.loads((root / "results.json").read_text()) | change
+        assert broken in [check.figure for check in checks_of(recorded, report) if not check.holds]
+
+    def test_other_images_are_found(self, scored: tuple[Path, ScoreReport]) -> None:
+        root, report = scored
+        data = open_dataset(str(root / "images"), image_size=32)
+        assert data.test.digest() == report.sha256["images"]
+        assert data.test.subset(torch.arange(5)).digest() != report.sha256["images"]
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"options": {"runs": "x"}}', '{"options": {"odd": 1}}'])
+    def test_what_is_no_results_json_is_named(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "odd.json").write_text(text)
+        with pytest.raises((UsageError, DataError), match=r"odd\.json"):
+            run_verify(ScoreOptions(verify=tmp_path / "odd.json"))

@@ -60,7 +60,7 @@ def run_verify(options: ScoreOptions, progress: Progress = silent) -> Verificati
     try:
         own = parse_options(ScoreOptions, recorded["options"], f"{options.verify}: options")
         report, _ = score_model(own, None, progress)
-        return Verification(options.verify, tuple(_checks(recorded, report)))
+        return Verification(options.verify, tuple(checks_of(recorded, report)))
     except FieldError as error:
         raise UsageError(f"{error}.", HINT) from None
     except (KeyError, TypeError) as error:
@@ -77,7 +77,8 @@ def _read(file: Path) -> dict[str, Any]:
     return recorded
 
 
-def _checks(recorded: dict[str, Any], report: ScoreReport) -> list[Check]:
+def checks_of(recorded: dict[str, Any], report: ScoreReport) -> list[Check]:
+    """Every figure of a results.json beside what was measured again."""
     same = [
         Check(
             f"sha256 of the {name}",
