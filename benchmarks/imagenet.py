@@ -33,6 +33,7 @@ from slimkit.core.options import PruneOptions, QuantizeOptions
 from slimkit.core.progress import silent
 from slimkit.core.pruning.stage import prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
+from slimkit.memory import keep_freed_memory
 from slimkit.standalone.model import cpu_arithmetic
 
 SIZE, CALIBRATION, SEED = 224, 128, 0
@@ -135,6 +136,7 @@ def main() -> None:
     parser.set_defaults(model="efficientnet-lite0")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     bench = PhotoBench(arguments)
     reasons = {contender.name: missing(contender, bench) for contender in CONTENDERS}
     contenders = [contender for contender in CONTENDERS if reasons[contender.name] is None]

@@ -19,6 +19,7 @@ from slimkit.core.graph import capture
 from slimkit.core.models import lineage
 from slimkit.core.models.describe import describe_layers
 from slimkit.core.pruning.channels.groups import Grouping, find_groups
+from slimkit.memory import keep_freed_memory
 from slimkit.standalone.model import SlimResNet18
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -32,6 +33,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SLIMKIT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kept_memory() -> None:
+    """As the command line has it, from the first test on."""
+    keep_freed_memory()
 
 
 @pytest.fixture(autouse=True, scope="session")

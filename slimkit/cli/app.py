@@ -25,6 +25,7 @@ from slimkit.cli.report import report
 from slimkit.cli.score import score
 from slimkit.cli.train import train
 from slimkit.cli.values import FlagsCommand
+from slimkit.memory import keep_freed_memory
 from slimkit.waiting import limit_spinning
 
 COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, report, export, env)
@@ -60,6 +61,7 @@ def _program(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (those of the process by default) and return the exit code."""
     limit_spinning(os.environ)
+    keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     output = Output(arguments)
     previous = signal.signal(signal.SIGTERM, _terminate)

@@ -1,0 +1,60 @@
+"""What trains a network after its cut and repair, where that is asked: the uncut network's answers, then the labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimkit.core.data import ImageSet
+from slimkit.core.device import resolve_device
+from slimkit.core.folder import Classifier
+from slimkit.core.options import PruneOptions, TrainOptions
+from slimkit.core.progress import Progress
+from slimkit.core.pruning.search import Finetune
+from slimkit.core.pruning.tune import tune
+from slimkit.core.training.loop import fit
+from slimkit.core.training.optimizer import USUAL_RATES
+from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
+
+log = logging.getLogger("slimkit")
+
+
+def finetuner(whole: Classifier, data: ImageSet, options: PruneOptions, progress: Progress) -> Finetune | None:
+    """What trains a network after its repair: the uncut network's answers, then the labels, each where it is asked."""
+    if options.tune_minutes == 0 and options.finetune_epochs == 0:
+        return None
+
+    def finetune(cut: Classifier) -> Classifier:
+        if options.tune_minutes:
+            device = torch.device(resolve_device(options.device))
+            tuned = tune(
+                cut,
+                whole.module,
+                data,
+                minutes=options.tune_minutes,
+                seed=options.seed,
+                device=device,
+                progress=progress,
+            )
+            log.info(tuned.note)
+            cut = tuned.classifier
+        return _on_labels(cut, data, options, progress) if options.finetune_epochs else cut
+
+    return finetune
+
+
+def _on_labels(classifier: Classifier, data: ImageSet, options: PruneOptions, progress: Progress) -> Classifier:
+    """Trained on the labels alone, by the loop that `train` uses."""
+    as_training = TrainOptions(device=options.device, seed=options.seed, optimizer="adam", weight_decay=0.0)
+    fit_options = fit_options_of(as_training, options.finetune_epochs, USUAL_RATES["adam"], progressive=False)
+
+    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=as_training.label_smoothing)
+
+    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
+    detail = training_detail("finetune", data, fit_options, history)
+    return dataclasses.replace(classifier, architecture=with_detail(classifier.architecture, detail))
