@@ -70,7 +70,7 @@ class PhotoBench(Bench):
             return super().write_folder(name, **options)
         if not path.exists():
             classifier, data = self.open()
-            cut = prune_to_budget(classifier, data, PruneOptions(macs=macs)).classifier
+            cut = prune_to_budget(classifier, data, PruneOptions(macs=macs)).result.classifier
             if options:
                 cut = quantize_for(cut, data, QuantizeOptions(min_agreement=0, **options), silent).classifier
             write_folder(cut, path)
