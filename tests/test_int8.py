@@ -543,3 +543,30 @@ def test_weights_that_are_not_finite_are_named() -> None:
 def test_an_architecture_that_makes_no_network_names_the_layer(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network_of(QUANTIZE, convolution(["quantize"], True) | change)
+
+
+class Padded(nn.Module):
+    """Zeros around the input by an operation of its own, as networks from TensorFlow have it: even, and uneven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.uneven, self.head = nn.Conv2d(3, 16, 5), nn.Conv2d(16, 16, 3, 2), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (2, 2, 2, 2))
+        x = nn.functional.pad(self.even(x).relu(), (0, 1, 0, 1))
+        return self.head(self.uneven(x).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_zeros_around_an_image_are_the_convolutions_own(scheme: str) -> None:
+    torch.manual_seed(0)
+    module = Padded()
+    made = quantized_module(module, scheme).classifier
+    layers = {layer.name: layer for layer in made.architecture.layers}
+    assert layers["even"].padding == (2, 2)
+    assert layers["uneven"].padding == (0, 0)
+    assert [layer.options["function"] for layer in layers.values() if layer.options].count("functional.pad") == 1
+    with torch.no_grad():
+        expected = module(images(8))
+    assert (made.module(images(8)) - expected).norm() < 0.05 * expected.norm()

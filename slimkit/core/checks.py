@@ -52,7 +52,6 @@ RANGES = {
     "distill_epochs": EPOCHS,
     "qat_epochs": EPOCHS,
     "finetune_epochs": EPOCHS,
-    "tune_minutes": Range(0, 10_000, "3"),
     "batch_size": BATCH,
     "lr": dataclasses.replace(POSITIVE, example="0.001"),
     "weight_decay": Range(0, example="0.05"),

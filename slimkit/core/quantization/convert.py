@@ -234,6 +234,7 @@ def _layer(
 ) -> Layer:
     """The entry of `operation` in the architecture; `before` is its entry in the float one."""
     tensors = [tensor for key, tensor in state.items() if key.rpartition(".")[0] == operation.name]
+    geometry = _geometry(operation.module) | ({"padding": operation.padding} if operation.padding else {})
     return Layer(
         name=operation.name,
         type=f"Quantized{operation.type}" if quantization and operation.type in WEIGHTED else operation.type,
@@ -244,7 +245,7 @@ def _layer(
         macs=before.macs if before else 0,
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         quantization=quantization,
-        **_geometry(operation.module),
+        **geometry,
     )
 
 

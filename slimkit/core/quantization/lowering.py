@@ -31,6 +31,7 @@ class Operation:
     module: nn.Module | None = None  # the float layer, where it has one
     options: dict[str, Any] = field(default_factory=dict)  # the function that it calls, and with what
     batch_norm: nn.BatchNorm2d | None = None  # to be folded into `module`
+    padding: tuple[int, int] | None = None  # of a convolution that took in the zeros put around its input before it
     activation: str | None = None  # "relu" or "relu6"
     gives_codes: bool = False  # whether the output is uint8 codes; otherwise it is float
     is_float: bool = False  # whether it computes in float
@@ -86,7 +87,7 @@ def lower(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.GraphModu
     with torch.no_grad():
         for images in (1, BATCH):  # the shapes of the latter stay
             _Shapes(traced).run(torch.zeros(images, *input_shape))
-    operations = _read_graph(traced)
+    operations = _take_padding(_read_graph(traced))
     operations = _fuse(operations, "BatchNorm2d", ("Conv2d",), _take_batch_norm)
     operations = _fuse(operations, "Activation", ("Conv2d", "Linear", "Add", "BatchNorm2d"), _take_activation)
     return traced, operations
@@ -217,6 +218,32 @@ def attribute_at(traced: fx.GraphModule, path: str) -> Tensor:
     parent, _, attribute = path.rpartition(".")
     value: Tensor = getattr(traced.get_submodule(parent), attribute)
     return value
+
+
+def _take_padding(operations: list[Operation]) -> list[Operation]:
+    """Let convolutions put zeros around their input themselves, where an operation before them does it evenly."""
+    pads = {o.name: (o.inputs[0], around) for o in operations if (around := _zeros_around(o)) is not None}
+    taken = []
+    for operation in operations:
+        source = operation.inputs[0] if operation.inputs else ""
+        if source in pads and isinstance(operation.module, nn.Conv2d) and not isinstance(operation.module.padding, str):
+            before, (rows, columns) = pads[source]
+            own = operation.module.padding
+            operation = replace(operation, inputs=(before,), padding=(own[0] + rows, own[1] + columns))
+        taken.append(operation)
+    users = _count_users(taken)
+    return [o for o in taken if o.name not in pads or users[o.name] or o is operations[-1]]
+
+
+def _zeros_around(operation: Operation) -> tuple[int, int] | None:
+    """How many rows and columns of zeros are put on each side, where they are as many on opposite sides."""
+    if operation.options.get("function") != "functional.pad":
+        return None
+    sides, settings = operation.options["arguments"][1], operation.options["keywords"]
+    if settings["mode"] != "constant" or settings["value"] not in (None, 0) or len(sides) != 4:
+        return None
+    left, right, top, bottom = sides
+    return (top, left) if left == right >= 0 and top == bottom >= 0 else None
 
 
 def _take_batch_norm(host: Operation, guest: Operation) -> Operation | None:
