@@ -18,7 +18,19 @@ from slimkit.cli.failures import Terminated, explain
 from slimkit.core.errors import MissedError
 from slimkit.core.options import DistillOptions, PruneOptions, ScoreOptions, TrainOptions
 
-NAMES = ("train", "prune", "distill", "quantize", "inspect", "benchmark", "score", "compress", "export", "env")
+NAMES = (
+    "train",
+    "prune",
+    "distill",
+    "quantize",
+    "inspect",
+    "benchmark",
+    "score",
+    "compress",
+    "report",
+    "export",
+    "env",
+)
 
 
 class Result(typing.NamedTuple):

@@ -37,7 +37,7 @@ def family(name: str) -> Classifier:
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet18", "resnet50", "resnext50_32x4d", "alexnet", "mobilenet_v2"),
+        *("resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "mobilenet_v2"),
         *("mobilenet_v3_large", "densenet121", "efficientnet_b0", "regnet_y_400mf", "squeezenet1_1"),
     ],
 )

@@ -113,7 +113,7 @@ def compress(options: CompressOptions, output: Output) -> None:
         path=report.submission,
         human=[
             table(None, ("", "before", "after"), report.rows),
-            f"The submission is in {report.submission}.",
             *([f"The report is in {report.page}."] if report.page else []),
+            f"The submission is in {report.submission}.",
         ],
     )
