@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slimkit.core.errors import ModelError, first_line
 from slimkit.core.progress import Progress
 
 DEFAULT_IMAGES = 64  # random ones, where there are no others
@@ -52,6 +53,7 @@ def compare(
     """How near the logits of each of `networks` are to those of the float network `original`.
 
     batches: normalized float32 images [n, 3, h, w] each; images: what these are, in words.
+    Raises ModelError where one of them can't answer.
     """
     wanted: list[Tensor] = []
     given: list[list[Tensor]] = [[] for _ in networks]
@@ -59,9 +61,20 @@ def compare(
         for batch in batches:
             wanted.append(original(batch))
             for logits, network in zip(given, networks, strict=True):
-                logits.append(network(batch))
+                logits.append(_answers(network, batch))
             advance(len(batch))
     return [_compared(torch.cat(wanted).double(), torch.cat(logits).double(), images) for logits in given]
+
+
+def _answers(network: nn.Module, batch: Tensor) -> Tensor:
+    try:
+        logits: Tensor = network(batch)
+    except RuntimeError as error:
+        raise ModelError(
+            f"The int8 network can't answer {len(batch)} images: {first_line(error)}",
+            "Keep this model in float, or let its code take the number of images from them: x.shape[0].",
+        ) from error
+    return logits
 
 
 def _compared(wanted: Tensor, given: Tensor, images: str) -> Fidelity:
