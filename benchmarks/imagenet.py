@@ -11,15 +11,13 @@ see them as the weights want it: 256 pixels, of which 224, bicubic, mean and dev
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from int8 import Bench, Contender, file_size, measure_accuracy, measure_latencies, missing
+from int8 import Bench, Contender, measure_each, measure_latencies, print_all, shared_parser, split_runnable
 from intervals import with_interval
 from torch import nn
 
@@ -127,27 +125,17 @@ def table(bench: Bench, contenders: list[Contender]) -> str:
 
 def main() -> None:
     """Measure what isn't known yet, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser = shared_parser(__doc__, "runs/imagenet.json")
     parser.add_argument("--classes", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=Path("runs/imagenet.json"))
-    parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
-    parser.add_argument("--threads", type=int, default=2)
     parser.set_defaults(model="efficientnet-lite0")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     bench = PhotoBench(arguments)
-    reasons = {contender.name: missing(contender, bench) for contender in CONTENDERS}
-    contenders = [contender for contender in CONTENDERS if reasons[contender.name] is None]
-    for contender in contenders:
-        bench.get(f"accuracy {contender.name}", lambda c=contender: measure_accuracy(bench, c, SIZE))  # type: ignore[misc]
-        bench.get(f"MB {contender.name}", lambda c=contender: file_size(c.make(bench, SIZE)))  # type: ignore[misc]
+    contenders, left_out = split_runnable(bench, CONTENDERS)
+    measure_each(bench, contenders, SIZE)
     bench.get("latency", lambda: measure_latencies(bench, contenders, SIZE))
-    print(table(bench, contenders))
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"Not run: {name}: {reason}.")
+    print_all(table(bench, contenders), left_out)
 
 
 if __name__ == "__main__":

@@ -374,32 +374,53 @@ def table(bench: Bench, contenders: Sequence[Contender]) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Measure what isn't known yet, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18", help="a torchvision network's name, with --weights, or a folder")
-    parser.add_argument("--weights", type=Path)
+def shared_parser(description: str | None, results: str) -> argparse.ArgumentParser:
+    """The arguments of each benchmark of int8. results: where its figures are kept by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--results", type=Path, default=Path("runs/int8.json"))
+    parser.add_argument("--results", type=Path, default=Path(results))
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
     parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def split_runnable(bench: Bench, contenders: Sequence[Contender]) -> tuple[list[Contender], dict[str, str]]:
+    """Those that can run here, and why the others can't, by name."""
+    reasons = {contender.name: missing(contender, bench) for contender in contenders}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [contender for contender in contenders if contender.name not in left_out], left_out
+
+
+def measure_each(bench: Bench, contenders: Sequence[Contender], size: int) -> None:
+    """The accuracy and the file size of each, at images of `size` pixels."""
+    for contender in contenders:
+        bench.get(f"accuracy {contender.name}", lambda c=contender: measure_accuracy(bench, c, size))  # type: ignore[misc]
+        bench.get(f"MB {contender.name}", lambda c=contender: file_size(c.make(bench, size)))  # type: ignore[misc]
+
+
+def print_all(text: str, left_out: dict[str, str]) -> None:
+    """A table, and what is not in it."""
+    print(text)
+    for name, reason in left_out.items():
+        print(f"Not run: {name}: {reason}.")
+
+
+def main() -> None:
+    """Measure what isn't known yet, then print the table."""
+    parser = shared_parser(__doc__, "runs/int8.json")
+    parser.add_argument("--model", default="resnet18", help="a torchvision network's name, with --weights, or a folder")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--only", default="", help="measure only contenders whose name has this in it, and no latency")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)
-    reasons = {contender.name: missing(contender, bench) for contender in CONTENDERS}
-    contenders = [contender for contender in CONTENDERS if reasons[contender.name] is None]
-    for contender in (c for c in contenders if arguments.only in c.name):
-        bench.get(f"accuracy {contender.name}", lambda c=contender: measure_accuracy(bench, c))  # type: ignore[misc]
-        bench.get(f"MB {contender.name}", lambda c=contender: file_size(c.make(bench, SIZES[0])))  # type: ignore[misc]
+    contenders, left_out = split_runnable(bench, CONTENDERS)
+    measure_each(bench, [c for c in contenders if arguments.only in c.name], SIZES[0])
     if not arguments.only:
         for size in SIZES:
             bench.get(f"latency {size}", lambda s=size: measure_latencies(bench, contenders, s))  # type: ignore[misc]
         bench.get("peak", lambda: measure_peak(bench))
-    print(table(bench, contenders))
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"Not run: {name}: {reason}.")
+    print_all(table(bench, contenders), left_out)
 
 
 if __name__ == "__main__":

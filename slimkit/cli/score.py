@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from slimkit.core.scoring.board import Board
     from slimkit.core.scoring.report import ScoreReport
 
-REAL = 0.05  # of a p-value
-
 
 @command(
     ScoreOptions,
@@ -153,10 +151,9 @@ def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
 def _difference(difference: "Difference | None") -> list[str]:
     if difference is None:
         return []
-    verdict = "a real difference" if difference.p_value < REAL else "no more than chance makes"
     return [
         f"Beside the baseline: {difference.lost:,} images right by it alone, {difference.won:,} by the model alone; "
-        f"p = {difference.p_value:.2g} (McNemar), {verdict}."
+        f"p = {difference.p_value:.2g} (McNemar), {difference.verdict}."
     ]
 
 

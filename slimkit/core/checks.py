@@ -9,7 +9,7 @@ from typing import Any
 
 from slimkit.core.errors import UsageError
 from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
-from slimkit.core.sizes import Size, show_size
+from slimkit.core.sizes import covers, show_size
 
 MOST_THREADS, MOST_PIXELS = 1024, 8192
 
@@ -121,16 +121,11 @@ def _check_shared(options: ModelOptions) -> None:
     if options.weights is not None and options.pretrained:
         raise UsageError("--weights and --pretrained exclude each other.", "Give one of them.")
     crop, whole = options.image_size, options.resize
-    if crop is not None and whole is not None and not _covers(whole, crop):
+    if crop is not None and whole is not None and not covers(whole, crop):
         raise UsageError(
             f"An image size of {show_size(crop)} can't be cut from {show_size(whole)} pixels.",
             "Give a --resize that is not smaller than --image-size.",
         )
-
-
-def _covers(whole: Size, part: Size) -> bool:
-    pairs = [(size, size) if isinstance(size, int) else size for size in (whole, part)]
-    return all(w >= p for w, p in zip(*pairs, strict=True))
 
 
 def _check_weights(options: ModelOptions) -> None:

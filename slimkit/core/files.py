@@ -5,13 +5,15 @@ it can't, the old folder is called `.NAME.old` for a moment: `recover_folder` gi
 killed just then, the next time that the folder is read or written.
 """
 
+import csv
 import ctypes
 import errno
+import io
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -170,3 +172,10 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """A table as the content of a .csv file."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

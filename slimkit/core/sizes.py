@@ -18,3 +18,9 @@ def parse_size(text: str) -> Size | None:
         return None
     height, _, width = text.strip().lower().partition("x")
     return int(height) if width in ("", height) else (int(height), int(width))
+
+
+def covers(whole: Size, part: Size) -> bool:
+    """Whether `part` can be cut from `whole`."""
+    pairs = [(size, size) if isinstance(size, int) else size for size in (whole, part)]
+    return all(have >= cut for have, cut in zip(*pairs, strict=True))

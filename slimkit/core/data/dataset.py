@@ -23,7 +23,7 @@ from slimkit.core.data.sources import Collection
 from slimkit.core.data.trees import FolderTree, ZipTree
 from slimkit.core.errors import DataError, UsageError
 from slimkit.core.progress import Progress, silent
-from slimkit.core.sizes import Size, show_size
+from slimkit.core.sizes import Size, covers, show_size
 from slimkit.standalone import model_loader
 from slimkit.standalone.model_loader import sides
 
@@ -178,7 +178,7 @@ def label_map(model_names: Sequence[str], data_names: Sequence[str]) -> Tensor:
 def _preprocessing(usual: Preprocessing, image_size: Size | None, resize: Size | None) -> Preprocessing:
     crop = usual.crop if image_size is None else image_size
     resize = _in_proportion(crop, usual) if resize is None else resize
-    if any(cut < 1 or whole < cut for cut, whole in zip(sides(crop), sides(resize), strict=True)):
+    if min(sides(crop)) < 1 or not covers(resize, crop):
         raise UsageError(
             f"An image size of {show_size(crop)} can't be cut from {show_size(resize)} pixels.",
             "Give an --image-size of 1 or more, and a --resize that is not smaller.",

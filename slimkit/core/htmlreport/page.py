@@ -13,10 +13,10 @@ from slimkit.core.architecture import Architecture, Layer
 from slimkit.core.files import write_atomically
 from slimkit.core.htmlreport.charts import Bar, Line, bars, curves, histograms
 from slimkit.core.htmlreport.collect import Found, Stage, collect
+from slimkit.core.measure.answers import Difference
 from slimkit.core.readme import describe_resize
 
 MB = 2**20
-REAL = 0.05  # of a p-value
 MOST_BARS = 80  # layers in a chart
 WORST_CLASSES = 10
 
@@ -120,12 +120,11 @@ def _verdicts(found: Found) -> Iterator[str]:
     if results is None:
         return
     yield f"The accuracy stands on {results['images']:,} test images of {results['data']}."
-    if difference := results.get("difference"):
-        p_value = difference["p_value"]
-        verdict = "a real difference" if p_value < REAL else "no more than chance makes"
+    if results.get("difference"):
+        difference = Difference(**results["difference"])
         yield (
-            f"Of these, the baseline alone has {difference['lost']:,} right, and the model alone "
-            f"{difference['won']:,}: {verdict} (McNemar, p = {p_value:.2g})."
+            f"Of these, the baseline alone has {difference.lost:,} right, and the model alone {difference.won:,}: "
+            f"{difference.verdict} (McNemar, p = {difference.p_value:.2g})."
         )
     yield "Where the baseline's figures are from: " + _listed(results["baseline"]["sources"]) + "."
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimkit.core.files import csv_text
+
+REAL = 0.05  # of a p-value: below, a difference is no chance
 Z = 1.959964  # of a 95 % interval
 BINS = 15  # of the calibration error
 
@@ -57,19 +58,13 @@ class Answers:
             share = 100 * right / images[index]
             rows.append([name, images[index], right, f"{share:.2f}", f"{low:.2f}", f"{high:.2f}", *said])
         head = ["class", "images", "right", "accuracy_%", "low_%", "high_%", "most_mistaken_for", "times"]
-        return _csv([head, *rows])
+        return csv_text([head, *rows])
 
     def confusion_csv(self, class_names: Sequence[str]) -> str:
         """The confusion as a table: the right class in each row, what was answered in the columns."""
         confusion = self.confusion(len(class_names)).tolist()
         rows = [[name, *counts] for name, counts in zip(class_names, confusion, strict=True)]
-        return _csv([["", *class_names], *rows])
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+        return csv_text([["", *class_names], *rows])
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
@@ -88,6 +83,11 @@ class Difference:
     lost: int  # by the model; the baseline has them right
     won: int
     p_value: float  # of McNemar's exact test: how likely so uneven a split is by chance
+
+    @property
+    def verdict(self) -> str:
+        """What the p-value says, in words."""
+        return "a real difference" if self.p_value < REAL else "no more than chance makes"
 
 
 def compare_answers(model: Answers, baseline: Answers) -> Difference:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimkit.core.errors import ModelError, first_line
 from slimkit.core.graph import capture
 from slimkit.core.quantization.functions import read_call
 from slimkit.core.quantization.reading import Call
@@ -58,15 +57,7 @@ class _Shapes(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        try:
-            result = super().run_node(n)
-        except RuntimeError as error:
-            own = n.meta.get(OPERATION)
-            where = f" at {own.source}" if own is not None and own.source else ""
-            raise ModelError(
-                f"{n.name!r}{where} can't be computed for another number of images: {first_line(error)}.",
-                "Keep this model in float, or let its code take the number from the images: x.shape[0].",
-            ) from error
+        result = super().run_node(n)
         parts = isinstance(result, tuple | list) and not isinstance(result, torch.Size) and result
         if isinstance(result, Tensor):
             n.meta["shape"] = tuple(result.shape)
@@ -85,8 +76,7 @@ def lower(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.GraphModu
     """
     traced = traced_network(capture(module, input_shape, fixed_size=True))
     with torch.no_grad():
-        for images in (1, BATCH):  # the shapes of the latter stay
-            _Shapes(traced).run(torch.zeros(images, *input_shape))
+        _Shapes(traced).run(torch.zeros(BATCH, *input_shape))
     operations = _take_padding(_read_graph(traced))
     operations = _fuse(operations, "BatchNorm2d", ("Conv2d",), _take_batch_norm)
     operations = _fuse(operations, "Activation", ("Conv2d", "Linear", "Add", "BatchNorm2d"), _take_activation)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import html
-import io
 import json
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 from slimkit.core.errors import MissedError, SlimkitError, UsageError
-from slimkit.core.files import write_atomically
-from slimkit.core.folder import weights_name
-from slimkit.core.measure.latency import Target, measure_latencies
-from slimkit.core.measure.size import size_mb
-from slimkit.core.models.resolve import materialize, open_model_and_data
+from slimkit.core.files import csv_text, write_atomically
+from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
+from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.formula import FIGURES
 from slimkit.core.scoring.report import Baseline, ScoreReport
-from slimkit.core.scoring.run import accuracy_of, baseline_figures, given_figures, score_model
+from slimkit.core.scoring.run import baseline_figures, given_figures, score_model
 
 log = logging.getLogger("slimkit")
 
@@ -73,7 +69,7 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     """Score `options.model` and `options.others` against one baseline, and write the board to `options.output`.
 
     Its suffix says how: .json, .csv, .md or .html. Raises UsageError for another, and what measuring the baseline
-    raises; MissedError, when all is written, where a sandbox lacked a wall, and ModelError where no model was scored.
+    raises; MissedError, when all is written, where a sandbox lacked a wall.
     """
     if options.output.suffix not in FORMATS:
         raise UsageError(f"{options.output} is no board that can be written.", f"End it in {', '.join(FORMATS)}.")
@@ -104,13 +100,9 @@ def _measure_baseline(options: ScoreOptions, progress: Progress) -> Baseline:
     named = options.naming(options.baseline, options.baseline_weights, options.baseline_pretrained)
     classifier, data = open_model_and_data(named, progress=progress)
     images = with_test_images(data, [classifier.architecture]).test
-    with materialize(classifier) as folder:
-        (latency,) = measure_latencies([Target(folder)], runs=options.runs, threads=options.threads, progress=progress)
-        size = size_mb(folder / weights_name(classifier.architecture.model_type))
-    accuracy = accuracy_of(options, classifier, data, images, progress)
-    measured = {"size": size, "latency": latency.mean, "accuracy": accuracy.top1}
-    figures, sources = baseline_figures(given, measured, f"measured: {options.baseline}")
-    return Baseline(figures, sources, accuracy, latency)
+    measured = measure_alone(options, classifier, data, images, progress)
+    figures, sources = baseline_figures(given, measured.figures, f"measured: {options.baseline}")
+    return Baseline(figures, sources, measured.accuracy, measured.latency)
 
 
 def _as_json(board: Board) -> str:
@@ -118,9 +110,7 @@ def _as_json(board: Board) -> str:
 
 
 def _as_csv(board: Board) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *board.rows()])
-    return buffer.getvalue()
+    return csv_text([COLUMNS, *board.rows()])
 
 
 def _as_markdown(board: Board) -> str:

@@ -20,15 +20,14 @@ from slimkit.core.baseline import named_baseline
 from slimkit.core.bytes import parse_bytes
 from slimkit.core.data import Images, ImageSet, epoch_order, evaluation_input, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
-from slimkit.core.folder import weights_name
-from slimkit.core.measure.accuracy import Accuracy, evaluate, judge
-from slimkit.core.measure.latency import Latency, Target, measure_latencies, split_runs, summarize
-from slimkit.core.measure.size import size_mb
+from slimkit.core.measure.accuracy import Accuracy, judge
+from slimkit.core.measure.latency import Latency, split_runs, summarize
 from slimkit.core.models.classes import read_class_names
-from slimkit.core.models.resolve import DEFAULT_DATA, materialize
+from slimkit.core.models.resolve import DEFAULT_DATA
 from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions
-from slimkit.core.progress import Progress
+from slimkit.core.progress import Advance, Progress
+from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.measured import Measured, hashes_of
 from slimkit.core.strangers.convention import Submission, read_submission
 from slimkit.core.strangers.host import Stranger, start
@@ -84,8 +83,7 @@ def _open_data(options: ScoreOptions, submission: Submission, progress: Progress
     data = open_dataset(
         options.data or DEFAULT_DATA, image_size=size, resize=options.resize, stated=stated, progress=progress
     )
-    shown: Preprocessing = data.preprocessing
-    log.info("%s is shown images as %s.", options.model, shown)
+    log.info("%s is shown images as %s.", options.model, data.preprocessing)
     return data
 
 
@@ -135,7 +133,7 @@ def _time(
     preprocessing: Preprocessing,
     timed: Tensor,
     runs: int,
-    advance: object,
+    advance: Advance,
 ) -> tuple[Tensor, list[list[float]]]:
     """The answers to the `timed` images [n], and the ms of `runs` runs of one image, in rounds."""
     inputs = torch.cat([evaluation_input(pixels, preprocessing) for pixels, _, _ in images.batches(timed, 64)])
@@ -152,7 +150,7 @@ def _time(
             given.setdefault(place, int(logits.argmax(1)))
             rounds[-1].append(took)
             run += 1
-        advance(share)  # type: ignore[operator]
+        advance(share)
     return torch.tensor([given.get(place, -1) for place in range(len(timed))]), rounds
 
 
@@ -181,20 +179,11 @@ def _remarks(submission: Submission) -> tuple[str, ...]:
 def _with_baseline(measured: Measured, options: ScoreOptions, data: ImageSet, progress: Progress) -> Measured:
     """With what is measured of the baseline, after the model and not in turn with it."""
     baseline = named_baseline(options, measured.class_names, data.preprocessing)
-    own = dataclasses.replace(
-        baseline.architecture.preprocessing, resize=data.preprocessing.resize, crop=data.preprocessing.crop
-    )
-    images = data.prepared(own).test if data.preprocessing != own else data.test
-    accuracy = evaluate(
-        baseline.module, images, own, label_map=label_map(baseline.architecture.class_names, data.class_names)
-    )
-    with materialize(baseline) as folder:
-        (latency,) = measure_latencies([Target(folder)], runs=options.runs, threads=options.threads, progress=progress)
-        size = size_mb(folder / weights_name(baseline.architecture.model_type))
+    alone = measure_alone(options, baseline, data, data.test, progress)
     return dataclasses.replace(
         measured,
-        baseline={"size": size, "latency": latency.mean, "accuracy": accuracy.top1},
-        baseline_accuracy=accuracy,
-        baseline_latency=latency,
+        baseline=alone.figures,
+        baseline_accuracy=alone.accuracy,
+        baseline_latency=alone.latency,
         origin=f"measured: {baseline.folder or options.baseline}",
     )

@@ -13,20 +13,18 @@ import torch
 
 from slimkit.core.baseline import open_baseline
 from slimkit.core.checks import check_options
-from slimkit.core.data import Images, ImageSet, label_map
-from slimkit.core.device import resolve_device
+from slimkit.core.data import ImageSet
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, changed_code, weights_name
-from slimkit.core.measure.accuracy import Accuracy, evaluate
 from slimkit.core.measure.latency import Target, measure_latencies
-from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import materialize, open_model_and_data
 from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions, plain_options
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
+from slimkit.core.scoring.alone import accuracy_of, size_of
 from slimkit.core.scoring.details import write_details
 from slimkit.core.scoring.foreign import measure_stranger
 from slimkit.core.scoring.formula import CONTEST_BASELINE, FIGURES, SHARE_OF_BASELINE, Figures, score
@@ -140,11 +138,11 @@ def _measure(
     ).test  # there are some, before time is taken
     other: dict[str, float] = {}
     with materialize(classifier) as folder, materialize(baseline) if baseline else nullcontext() as other_folder:
-        size = _size(classifier, folder)
+        size = size_of(classifier, folder)
         sha256 = hashes_of(folder, folder / weights_name(classifier.architecture.model_type), images)
         targets = [Target(folder)]
         if baseline and other_folder:
-            other["size"] = _size(baseline, other_folder)
+            other["size"] = size_of(baseline, other_folder)
             if "latency" not in given:
                 targets.append(Target(other_folder))
         if torch.get_num_threads() > 1:
@@ -171,27 +169,4 @@ def _measure(
         baseline_accuracy=judged,
         baseline_latency=timed,
         origin=f"measured: {baseline.folder or options.baseline}" if baseline else None,
-    )
-
-
-def _size(classifier: Classifier, folder: Path) -> float:
-    return size_mb(folder / weights_name(classifier.architecture.model_type))
-
-
-def accuracy_of(
-    options: ScoreOptions, classifier: Classifier, data: ImageSet, images: Images, progress: Progress
-) -> Accuracy:
-    """Top-1 and top-5 on every one of the test `images` of `data`, at the size that these were opened with.
-
-    An int8 network is for the CPU, and on a GPU would answer by float arithmetic: unasked, it isn't evaluated there.
-    """
-    as_deployed = options.device == "auto" and classifier.architecture.is_quantized
-    own, opened = classifier.architecture.preprocessing, data.preprocessing
-    return evaluate(
-        classifier.module,
-        images,
-        dataclasses.replace(own, resize=opened.resize, crop=opened.crop),
-        device="cpu" if as_deployed else resolve_device(options.device),
-        label_map=label_map(classifier.architecture.class_names, data.class_names),
-        progress=progress,
     )
