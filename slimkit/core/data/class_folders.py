@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -44,9 +45,9 @@ class FileImages:
     files: list[str]
     labels: Tensor  # int64 [n]
 
-    @property
+    @cached_property
     def pixel_type(self) -> torch.dtype:
-        """As `Source.pixel_type`."""
+        """As `Source.pixel_type`; asked for with every image."""
         return torch.float32 if any(map(model_loader.is_array_name, self.files)) else torch.uint8
 
     def name(self, index: int) -> str:
