@@ -18,6 +18,7 @@ from slimkit.core.errors import FolderError, MissedError, ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.options import ScoreOptions
 from slimkit.core.scoring.board import WRITERS, run_board
+from slimkit.core.scoring.foreign import stated_size
 from slimkit.core.scoring.run import run_score
 from slimkit.core.strangers import host
 from slimkit.core.strangers.convention import is_foreign, read_submission
@@ -122,6 +123,23 @@ def test_odd_metadata_are_named(metadata: str, said: str, tmp_path: Path) -> Non
     (folder / "metadata.json").write_text(metadata)
     with pytest.raises(FolderError, match=said):
         read_submission(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ({"input_shape": [3, 64, 64]}, 64),
+        ({"input_size": [1, 3, 48, 64]}, (48, 64)),
+        ({"input_shape": []}, None),
+        ({"input_shape": [64]}, None),
+        ({"input_shape": [3, 10**9, 64]}, None),
+        ({"input_shape": ["a", True]}, None),
+        ({"input_shape": "64"}, None),
+        ({}, None),
+    ],
+)
+def test_the_size_that_metadata_say_is_taken_where_it_can_be(said: dict[str, object], size: object) -> None:
+    assert stated_size(said) == size
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -7,17 +7,22 @@ import re
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width; see `model_loader.sides`
 
 
+def as_size(height: int, width: int) -> Size:
+    """A square's size is a single number."""
+    return height if height == width else (height, width)
+
+
 def show_size(size: Size) -> str:
     """As it is written on the command line."""
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
 def parse_size(text: str) -> Size | None:
-    """What `show_size` writes; None for anything else. A square's size is a single number."""
+    """What `show_size` writes; None for anything else."""
     if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})?", text.strip().lower()):
         return None
     height, _, width = text.strip().lower().partition("x")
-    return int(height) if width in ("", height) else (int(height), int(width))
+    return as_size(int(height), int(width or height))
 
 
 def covers(whole: Size, part: Size) -> bool:

@@ -26,6 +26,7 @@ from torch import nn
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.errors import ModelError, NetworkError, UsageError, first_line
+from slimkit.core.sizes import as_size
 
 log = logging.getLogger("slimkit")
 
@@ -95,10 +96,9 @@ def own_preprocessing(model: str) -> Preprocessing | None:
     _require_timm_name(name)
     config = _timm("data").resolve_data_config(pretrained_cfg=_timm().get_pretrained_cfg(name).to_dict())
     _, height, width = config["input_size"]
-    crop, resize = ((height, width), tuple(math.floor(side / config["crop_pct"]) for side in (height, width)))
     return Preprocessing(
-        resize=resize[0] if height == width else resize,
-        crop=crop[0] if height == width else crop,
+        resize=as_size(*(math.floor(side / config["crop_pct"]) for side in (height, width))),
+        crop=as_size(height, width),
         mean=tuple(map(float, config["mean"])),
         std=tuple(map(float, config["std"])),
         interpolation=str(config["interpolation"]),

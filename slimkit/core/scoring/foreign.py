@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.baseline import named_baseline
 from slimkit.core.bytes import parse_bytes
+from slimkit.core.checks import MOST_PIXELS
 from slimkit.core.data import Images, ImageSet, epoch_order, evaluation_input, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.measure.accuracy import Accuracy, judge
@@ -29,6 +31,7 @@ from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Advance, Progress
 from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.measured import Measured, hashes_of
+from slimkit.core.sizes import Size, as_size
 from slimkit.core.strangers.convention import Submission, read_submission
 from slimkit.core.strangers.host import Stranger, start
 
@@ -76,15 +79,22 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
 
 def _open_data(options: ScoreOptions, submission: Submission, progress: Progress) -> ImageSet:
     stated = {n: v for n in ("mean", "std", "interpolation") if (v := getattr(options, n)) is not None}
-    size = options.image_size
-    said = submission.metadata.get("input_shape", submission.metadata.get("input_size"))
-    if size is None and isinstance(said, list) and all(type(side) is int and 1 <= side <= 8192 for side in said[-2:]):
-        size = said[-1] if said[-1] == said[-2] else (said[-2], said[-1])
+    size = stated_size(submission.metadata) if options.image_size is None else options.image_size
     data = open_dataset(
         options.data or DEFAULT_DATA, image_size=size, resize=options.resize, stated=stated, progress=progress
     )
     log.info("%s is shown images as %s.", options.model, data.preprocessing)
     return data
+
+
+def stated_size(metadata: dict[str, Any]) -> Size | None:
+    """Height and width at the end of what metadata.json calls the input's shape or size, where it says them."""
+    said = metadata.get("input_shape", metadata.get("input_size"))
+    if not isinstance(said, list) or len(said) < 2:
+        return None
+    height, width = said[-2:]
+    can_be = all(type(side) is int and 1 <= side <= MOST_PIXELS for side in (height, width))
+    return as_size(height, width) if can_be else None
 
 
 def _class_names(options: ScoreOptions, submission: Submission, data: ImageSet) -> tuple[str, ...]:
