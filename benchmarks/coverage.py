@@ -46,7 +46,6 @@ from slimkit.core.models.resolve import as_classifier
 from slimkit.core.pruning import prune
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.quantization.convert import Scheme, quantize
-from slimkit.core.quantization.saturation import reduced_weights
 from slimkit.standalone.model import LARGEST_PAIR, build_model, cpu_arithmetic, torchvision_network
 
 COLUMNS = ("prune", "static", "dynamic", "onnx float", "onnx int8", "folder")
@@ -199,8 +198,8 @@ def _pruned(classifier: Classifier, made: dict[str, Classifier]) -> str:
 
 
 def _quantized(classifier: Classifier, scheme: Scheme, images: Tensor, made: dict[str, Classifier]) -> str:
-    weights = reduced_weights(classifier) if cpu_arithmetic().saturates else None  # as the command does
-    made[scheme] = quantize(classifier, scheme=scheme, calibration=[images], weights=weights).classifier
+    reduce = cpu_arithmetic().saturates  # as the command does
+    made[scheme] = quantize(classifier, scheme=scheme, calibration=[images], reduce_range=reduce).classifier
     with torch.no_grad():
         wanted, given = classifier.module(images), made[scheme].module(images)
     cost, noise = _unlikeness(wanted, given), noise_cost(classifier.module, images)

@@ -19,7 +19,6 @@ from slimkit.core.export import check_answers, check_logits, export_onnx, run_ex
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.options import ExportOptions
 from slimkit.core.quantization import quantize
-from slimkit.core.quantization.saturation import reduced_weights
 from slimkit.standalone.model import cpu_arithmetic
 
 pytestmark = pytest.mark.numeric
@@ -34,9 +33,8 @@ def classifier_of(kind: str) -> Classifier:
 
 def quantized(classifier: Classifier, scheme: str) -> Classifier:
     # ONNX Runtime's sums saturate on x86 CPUs without VNNI unless weights are kept to 7 bits
-    weights = reduced_weights(classifier) if cpu_arithmetic().saturates else None
-    images = [torch.randn(16, 3, 32, 32)]
-    return quantize(classifier, scheme=scheme, calibration=images, weights=weights).classifier  # type: ignore[arg-type]
+    reduce, images = cpu_arithmetic().saturates, [torch.randn(16, 3, 32, 32)]
+    return quantize(classifier, scheme=scheme, calibration=images, reduce_range=reduce).classifier  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["float", "static", "dynamic"])

@@ -29,6 +29,7 @@ from slimkit.core.quantization.lowering import (
     lower,
     scale_owners,
 )
+from slimkit.core.quantization.saturation import reduced_weight
 from slimkit.core.quantization.weights import (
     batch_norm_as_affine,
     fold_batch_norm,
@@ -65,6 +66,7 @@ def quantize(
     keep_float: Collection[str] = (),
     four_bit: Collection[str] = (),
     weights: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    reduce_range: bool = False,
     progress: Progress = silent,
 ) -> QuantizeResult:
     """Make every Conv2d and Linear of a float classifier int8; weights get a scale per output channel.
@@ -79,6 +81,8 @@ def quantize(
     four_bit: names of layers whose weights get 4 bits, from -7 to 7, stored two to a byte.
     weights: for layers by name, weights that are rounded already: int8 codes [out, in / groups, ...] and float32 scale
         [out], of the weight that `folded_layers` gives.
+    reduce_range: keep the other weights of 8 bits to 7, so that no sum saturates on x86 CPUs without VNNI, where
+        ONNX Runtime's answers are wrong otherwise, and a folder's own slower.
     Raises UsageError without calibration images for "static", ModelError for a model that is int8 already, or whose
     numbers are not finite.
     """
@@ -93,7 +97,7 @@ def quantize(
     else:
         operations = fuse_sums(operations)
         operations = [replace(o, is_float=o.name in keep_float or o.type not in WEIGHTED) for o in operations]
-    state = _weights(operations, four_bit, weights or {}) | _other_numbers(operations, traced)
+    state = _weights(operations, four_bit, weights or {}, reduce_range) | _other_numbers(operations, traced)
     if scheme == "static":
         ranges = observe_ranges(traced, _nodes_with_ranges(operations), batches, method, progress)
         state |= _output_scales(operations, ranges)
@@ -177,7 +181,10 @@ def _other_numbers(operations: list[Operation], traced: fx.GraphModule) -> dict[
 
 
 def _weights(
-    operations: list[Operation], four_bit: Collection[str], given: Mapping[str, tuple[Tensor, Tensor]]
+    operations: list[Operation],
+    four_bit: Collection[str],
+    given: Mapping[str, tuple[Tensor, Tensor]],
+    reduce_range: bool,
 ) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for operation in operations:
@@ -192,7 +199,12 @@ def _weights(
         if operation.is_float:
             state[f"{name}.weight"] = weight.cpu().float()
             continue
-        codes, scale = given[name] if name in given else quantize_weight(weight.cpu(), 4 if name in four_bit else 8)
+        if name in given:
+            codes, scale = given[name]
+        elif reduce_range and name not in four_bit:
+            codes, scale = reduced_weight(weight.cpu())
+        else:
+            codes, scale = quantize_weight(weight.cpu(), 4 if name in four_bit else 8)
         state[f"{name}.weight"] = pack(codes) if name in four_bit else codes
         state[f"{name}.weight_scale"] = scale
     return state

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 from torch import Tensor
 
-from slimkit.core.folder import Classifier
-from slimkit.core.quantization.convert import folded_layers
 from slimkit.core.quantization.rounding import best_scale
 from slimkit.core.quantization.weights import LARGEST
 from slimkit.standalone.model import LARGEST_PAIR
@@ -19,12 +15,6 @@ REDUCED = LARGEST_PAIR // 2  # the largest code of weights that can't saturate: 
 def largest_code(bits: int, reduce_range: bool) -> int:
     """The largest code of weights with `bits`, on both sides of 0."""
     return min(LARGEST[bits], REDUCED) if reduce_range else LARGEST[bits]
-
-
-def reduced_weights(classifier: Classifier, but: Collection[str] = ()) -> dict[str, tuple[Tensor, Tensor]]:
-    """For `quantize`: the weights of all layers of a float classifier, save some, as `reduced_weight` gives them."""
-    folded = folded_layers(classifier)
-    return {name: reduced_weight(weight) for name, (weight, _) in folded.items() if name not in but}
 
 
 def reduced_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from slimkit.core.quantization.fidelity import Fidelity, compare
 from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.qat import fine_tune
 from slimkit.core.quantization.rounded import read_rounded, replace_rounded
-from slimkit.core.quantization.saturation import largest_code, reduced_weights
+from slimkit.core.quantization.saturation import largest_code
 from slimkit.core.quantization.simulate import simulate
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
@@ -138,7 +138,7 @@ class _Maker:
             method=options.calibration,
             keep_float=kept,
             four_bit=four_bit,
-            weights=reduced_weights(self._classifier, but=four_bit) if options.reduce_range else None,
+            reduce_range=bool(options.reduce_range),
             progress=self._progress,
         )
         made = result.classifier
