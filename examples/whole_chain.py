@@ -5,8 +5,14 @@ from pathlib import Path
 
 from slimkit.core import resolve_recipe, run_recipe
 
-# one epoch each, to see it work in a minute; leave the sections out for the usual numbers
-settings = {"data": "digits100", "train": {"epochs": 2}, "prune": {"rate": 0.3}, "distill": {"epochs": 1}}
+# small images and few epochs, to see it work in a minute or two; leave these out for the usual numbers
+settings = {
+    "data": "digits100",
+    "image_size": 32,
+    "train": {"epochs": 2},
+    "prune": {"rate": 0.3},
+    "distill": {"epochs": 1},
+}
 
 
 def main(root: Path) -> None:
