@@ -1331,6 +1331,7 @@ CALLS: dict[str, _Call] = {
     "slimkit.cat": _Call(torch.cat, {"tensors": _tensors}, {"dim": _integer}),
     "slimkit.stack": _Call(torch.stack, {"tensors": _tensors}, {"dim": _integer}),
     "slimkit.channel_means": _Call(_channel_means, _X),
+    "slimkit.pad_zeros": _Call(functional.pad, _X | {"sides": _integers}),
     "slimkit.for_each": _Call(_for_each, {"input": _tensor, "like": _tensor, "sizes": _integers}),
     "slimkit.addcmul": _Call(
         torch.addcmul, {"input": _tensor, "tensor1": _tensor, "tensor2": _tensor}, {"value": _number}
@@ -1733,7 +1734,10 @@ class Add(Function):
 
 
 class Rearrange(Function):
-    """A function that moves values but makes no new ones. Codes keep their scale, which all inputs share."""
+    """A function that moves values but makes no new ones. Codes keep their scale, which all inputs share.
+
+    Codes beside float become float.
+    """
 
     calls = frozenset(
         {"operator.getitem", "slimkit.cat", "slimkit.take", "Tensor.flatten", "Tensor.narrow", "Tensor.permute"}
@@ -1745,9 +1749,24 @@ class Rearrange(Function):
         if self.gives_codes or {0} - _read_inputs(self.arguments):
             raise ValueError("it has its inputs' scale, and moves its inputs' values")
 
+    def move(self, inputs: Sequence[Tensor], zero_point: Any) -> Any:
+        """Codes -> codes; `zero_point` is the code of 0."""
+        return self.call(inputs)
+
     def forward(self, arithmetic: FloatArithmetic, *inputs: Any) -> Any:
         """As the function does."""
         return arithmetic.rearrange(self, inputs)
+
+
+class ZeroPad(Rearrange):
+    """Zeros around the last dimensions. Among codes the zero point stands for 0."""
+
+    input_counts = (1,)
+    calls = frozenset({"slimkit.pad_zeros"})
+
+    def move(self, inputs: Sequence[Tensor], zero_point: Any) -> Tensor:
+        """Codes -> codes."""
+        return functional.pad(inputs[0], self.arguments[1], value=int(zero_point))
 
 
 class MaxPool2d(Function):
@@ -1773,6 +1792,7 @@ INT8_LAYERS: dict[str, type[Int8Layer]] = {
     **dict.fromkeys(("Multiply", "Activation", "AveragePool", "Function"), Function),
     "MaxPool2d": MaxPool2d,
     **dict.fromkeys(("Concatenate", "Flatten", "Rearrange"), Rearrange),
+    "ZeroPad": ZeroPad,
 }
 
 
@@ -1857,10 +1877,10 @@ class FloatArithmetic:
         return layer.finish(self, self.real(x) + self.real(y))
 
     def rearrange(self, layer: Any, inputs: Any) -> Any:
-        """Codes -> codes of the same scale; float -> float."""
-        if not isinstance(inputs[0], Codes):
-            return layer.call(inputs)
-        return inputs[0]._replace(values=layer.call([x.values for x in inputs]))
+        """Codes -> codes of the same scale; float, or some float -> float."""
+        if not all(isinstance(x, Codes) for x in inputs):
+            return layer.call([self.real(x) for x in inputs])
+        return inputs[0]._replace(values=layer.move([x.values for x in inputs], inputs[0].zero_point))
 
     def max_pool(self, layer: Any, x: Any) -> Any:
         """Codes -> codes of the same scale; float -> float. PyTorch pools no uint8 beyond 255 pixels."""
@@ -1988,9 +2008,9 @@ class QuantizedTensorKernels(Int8Kernels):
         return operator(x, y, *self.numbers(layer))
 
     def rearrange(self, layer: Any, inputs: Any) -> Any:
-        """quint8 -> quint8; float -> float."""
-        if not inputs[0].is_quantized:
-            return layer.call(inputs)
+        """quint8 -> quint8; float, or some float -> float."""
+        if not all(x.is_quantized for x in inputs):
+            return layer.call([self.real(x) for x in inputs])
         return _quint8_of(super().rearrange(layer, [_codes_of(x) for x in inputs]))
 
     def max_pool(self, layer: Any, x: Any) -> Any:

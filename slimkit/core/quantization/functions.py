@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -116,9 +116,19 @@ def _expand(r: Reading) -> Call:
     before, sizes = r.shapes[0], r.sizes
     if sizes[0] != -1 or (len(before) == len(sizes) and before[0] != 1):
         return r.call("Function", "Tensor.expand", {"input": 0}, sizes)
+    return _for_each_image(r, sizes[1:])
+
+
+def _for_each_image(r: Reading, sizes: Sequence[int]) -> Call:
     image = next(iter(r.traced.graph.nodes))
-    options = {"function": "slimkit.for_each", "arguments": [{"input": 0}, {"input": 1}, sizes[1:]]}
+    options = {"function": "slimkit.for_each", "arguments": [{"input": 0}, {"input": 1}, list(sizes)]}
     return Call("Function", (r.sources[0], image), options)
+
+
+def _repeat(r: Reading) -> Call:
+    if r.repeats_images:
+        return _for_each_image(r, r.shape[1:])
+    return r.call("Function", "Tensor.repeat", {"input": 0}, r["repeats"])
 
 
 def _addcmul(r: Reading) -> Call:
@@ -170,6 +180,11 @@ def _interpolate(mode: str) -> Reader:
 
 
 def _pad(r: Reading) -> Call:
+    is_zero = r["mode"] == "constant" and r["value"] in (None, 0)
+    rest = [0, 0] * (len(r.shape) - 1 - len(r["pad"]) // 2)
+    sides = [*r["pad"], *rest]  # of all dimensions but the images'
+    if is_zero and len(sides) < 2 * len(r.shape):
+        return r.call("ZeroPad", "slimkit.pad_zeros", {"input": 0}, sides)
     return r.call("Function", "functional.pad", {"input": 0}, r["pad"], mode=r["mode"], value=r["value"])
 
 
@@ -294,7 +309,7 @@ READERS: dict[str, Reader] = {
     "stack": lambda r: r.call("Function", "slimkit.stack", r["tensors"], r["dim"]),
     "expand": _expand,
     "addcmul": _addcmul,
-    "repeat": lambda r: r.call("Function", "Tensor.repeat", {"input": 0}, r["repeats"]),
+    "repeat": _repeat,
     "flip": lambda r: r.call("Function", "Tensor.flip", {"input": 0}, r["dims"]),
     "roll": lambda r: r.call("Function", "Tensor.roll", {"input": 0}, r["shifts"], dims=r["dims"]),
     "avg_pool2d": _avg_pool,

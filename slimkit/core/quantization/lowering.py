@@ -44,7 +44,7 @@ class Operation:
 
 BATCH = 2  # images with which shapes are found
 WEIGHTED = ("Conv2d", "Linear")
-PASSING = ("Concatenate", "Flatten", "MaxPool2d", "Rearrange")  # give codes of their inputs' scale, or float
+PASSING = ("Concatenate", "Flatten", "MaxPool2d", "Rearrange", "ZeroPad")  # give codes of their inputs' scale, or float
 VIEWS = ("Flatten", "Rearrange")  # of these, the ones whose output may be their input's memory
 FLOAT = ("Constant", "Function")  # have no int8 form
 
@@ -87,12 +87,13 @@ def assign_codes(operations: list[Operation], keep_float: Collection[str]) -> li
     """For the static scheme: decide what computes on codes, and insert a Quantize where float meets an int8 layer.
 
     Layers named in `keep_float`, functions without an int8 form and what is done to logits compute in float, and so
-    does what has no weights and is read by such alone, as the sums between a transformer's LayerNorms; all others
-    compute on codes. Their output is codes where any that reads it computes on codes; otherwise, as at the classifier,
-    it is float.
+    does what has no weights and is read by such alone, as the sums between a transformer's LayerNorms, and what joins
+    float to codes, whose one scale could be far too coarse for it; all others compute on codes. Their output is codes
+    where any that reads it computes on codes; otherwise, as at the classifier, it is float.
     """
     late = _after_the_last_weights(operations)  # to round there would cost the logits bits and gain next to no time
-    are_float = [o.name in keep_float or o.type in FLOAT or o.name in late for o in operations]
+    joined = _joined_to_float(operations)
+    are_float = [o.name in {*keep_float, *late, *joined} or o.type in FLOAT for o in operations]
     operations = _mark_outputs([replace(o, is_float=f) for o, f in zip(operations, are_float, strict=True)])
     result: list[Operation] = []
     quantized: dict[str, str] = {}  # a float tensor -> the same as codes
@@ -107,7 +108,7 @@ def assign_codes(operations: list[Operation], keep_float: Collection[str]) -> li
                     result.append(Operation(quantized[source], "Quantize", (source,), nodes[source], gives_codes=True))
                     is_codes[quantized[source]] = True
                 inputs[index] = quantized[source]
-        if operation.type in PASSING:
+        if operation.type in PASSING and not operation.is_float:
             operation = replace(operation, gives_codes=is_codes[inputs[0]])
         result.append(replace(operation, inputs=tuple(inputs)))
         is_codes[operation.name] = operation.gives_codes
@@ -124,13 +125,25 @@ def _after_the_last_weights(operations: list[Operation]) -> set[str]:
     return {o.name for o in others if all(_has_vectors(node) for node in (o.node, *o.node.all_input_nodes))}
 
 
+def _joined_to_float(operations: list[Operation]) -> set[str]:
+    """The names of what joins several tensors, one of which at least is of a function without an int8 form."""
+    in_float, joined = set[str](), set[str]()
+    for operation in operations:
+        from_float = in_float.intersection(operation.inputs)
+        if operation.type in FLOAT or (operation.type in PASSING and from_float):
+            in_float.add(operation.name)
+        if operation.type in PASSING and from_float and len(set(operation.inputs)) > 1:
+            joined.add(operation.name)
+    return joined
+
+
 def _has_vectors(node: fx.Node) -> bool:
     return len(node.meta.get("shape", ())) <= 2
 
 
 def _must_be_codes(operation: Operation, index: int, are_codes: list[bool]) -> bool:
     """Whether input `index` has to be codes: an int8 layer's is, its residual's where its output is."""
-    if operation.type in PASSING:
+    if operation.type in PASSING and not operation.is_float:
         return any(are_codes)
     return operation.type in WEIGHTED and not operation.is_float and (index == 0 or operation.gives_codes)
 
@@ -227,13 +240,12 @@ def _take_padding(operations: list[Operation]) -> list[Operation]:
 
 def _zeros_around(operation: Operation) -> tuple[int, int] | None:
     """How many rows and columns of zeros are put on each side, where they are as many on opposite sides."""
-    if operation.options.get("function") != "functional.pad":
+    if operation.type != "ZeroPad":
         return None
-    sides, settings = operation.options["arguments"][1], operation.options["keywords"]
-    if settings["mode"] != "constant" or settings["value"] not in (None, 0) or len(sides) != 4:
-        return None
-    left, right, top, bottom = sides
-    return (top, left) if left == right >= 0 and top == bottom >= 0 else None
+    sides: list[int] = operation.options["arguments"][1]
+    left, right, top, bottom, *others = *sides, 0, 0
+    is_even = left == right >= 0 and top == bottom >= 0 and not any(others)
+    return (top, left) if is_even else None
 
 
 def _take_batch_norm(host: Operation, guest: Operation) -> Operation | None:

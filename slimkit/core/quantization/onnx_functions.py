@@ -135,6 +135,12 @@ def _narrow(writer: Writer, layer: Layer, dim: int, start: int, length: int) -> 
     return writer.node("Slice", [*writer.inputs(layer), *numbers], f"{layer.name}.slice")
 
 
+def _pad_zeros(writer: Writer, layer: Layer, sides: list[int]) -> str:
+    """torch names the sides from the last dimension back, before and after each; ONNX all befores, then all afters."""
+    amounts = _integers(writer, layer, "sides", [0, *sides[-2::-2], 0, *sides[-1::-2]])
+    return writer.node("Pad", [*writer.inputs(layer), amounts], f"{layer.name}.padded")
+
+
 def _take(writer: Writer, layer: Layer, dim: int, places: list[int]) -> str:
     numbers = _integers(writer, layer, "places", places)
     return writer.node("Gather", [*writer.inputs(layer), numbers], f"{layer.name}.taken", axis=dim)
@@ -251,6 +257,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "reshape": _reshape,
     "permute": _permute,
     "narrow": _narrow,
+    "pad_zeros": _pad_zeros,
     "take": _take,
     "channel_means": _channel_means,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,

@@ -123,7 +123,7 @@ class Writer:
     def same_scale(self, layer: Layer, value: str) -> str:
         """Write `value` as codes of its inputs' scale, where they are codes."""
         source = layer.inputs[0]
-        if source not in self.scales:
+        if not self.scales.keys() >= set(layer.inputs):
             return value
         self.scales[layer.name], self.numbers[layer.name] = self.scales[source], self.numbers[source]
         return self.requantize(value, self.numbers[source], layer.name)
@@ -233,6 +233,14 @@ def _passing(writer: Writer, layer: Layer) -> str:
     return writer.same_scale(layer, write_function(writer, layer))
 
 
+def _zero_pad(writer: Writer, layer: Layer) -> str:
+    """Zeros have a code in any scale. No rounding stands between them and a convolution, which can take them in."""
+    source = layer.inputs[0]
+    if source in writer.scales:
+        writer.scales[layer.name], writer.numbers[layer.name] = writer.scales[source], writer.numbers[source]
+    return write_function(writer, layer)
+
+
 WRITERS: dict[str, Callable[[Writer, Layer], str]] = {
     "Quantize": _quantize,
     **dict.fromkeys(("QuantizedConv2d", "Conv2d"), _convolution),
@@ -241,4 +249,5 @@ WRITERS: dict[str, Callable[[Writer, Layer], str]] = {
     "Constant": _constant,
     **dict.fromkeys(("Add", "Multiply", "Activation", "AveragePool", "Function"), _function),
     **dict.fromkeys(("Concatenate", "Flatten", "MaxPool2d", "Rearrange"), _passing),
+    "ZeroPad": _zero_pad,
 }

@@ -32,6 +32,8 @@ class Reading:
 
     def __getitem__(self, name: str) -> Any:
         """An argument as JSON has it: {"input": i} for a tensor."""
+        if any(self._follows_batch(name)):
+            raise self.refuse("takes a number that follows the number of images")
         return self._encoded(self.traced.kwargs.get(name))
 
     def tensor(self, name: str) -> Tensor:
@@ -51,13 +53,18 @@ class Reading:
     def sizes(self) -> list[int]:
         """The shape of the value, in which -1 stands for what follows the number of images."""
         name = {"reshape": "shape", "expand": "size"}.get(self.node.operation)
-        given = self.node.arguments.get(name) if name else None
-        follows = (
-            [isinstance(size, Size) and size.follows_batch for size in given] if isinstance(given, tuple) else [True]
-        )
+        follows = self._follows_batch(name) if name else [True]
         if sum(follows) > 1:
             raise self.refuse("gives several dimensions that follow the number of images")
         return [-1 if i < len(follows) and follows[i] else size for i, size in enumerate(self.shape)]
+
+    @property
+    def repeats_images(self) -> bool:
+        """Whether what is the same for all images is repeated for each, and along no other dimension."""
+        times = self.node.arguments["repeats"]
+        assert isinstance(times, tuple)
+        is_each = times[0] == Size("image", (0,)) and set(times[1:]) <= {1}
+        return is_each and len(times) == len(self.shapes[0]) and self.shapes[0][0] == 1
 
     def call(self, kind: str, function: str, *arguments: Any, **keywords: Any) -> Call:
         """What calls a function of `model.CALLS`."""
@@ -69,6 +76,12 @@ class Reading:
         where = f" at {self.node.source}" if self.node.source else ""
         message = f"{self.node.name!r} ({self.node.operation}{where}) {what}."
         return ModelError(message, "Keep this model in float.")
+
+    def _follows_batch(self, name: str) -> list[bool]:
+        """Of an argument, or of each of its parts."""
+        given = self.node.arguments.get(name)
+        parts = given if isinstance(given, tuple) else (given,)
+        return [isinstance(part, Size) and part.follows_batch for part in parts]
 
     def _encoded(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
