@@ -158,6 +158,11 @@ def _difference(difference: "Difference | None") -> list[str]:
 
 
 def _walls(walls: dict[str, str]) -> str:
-    missing = [f"{name} ({why})" for name, why in walls.items() if why]
+    from slimkit.core.strangers.walls import BUBBLEWRAP
+
     held = ", ".join(name for name, why in walls.items() if not why)
-    return f"Walls around its code: {held}" + (f"; missing: {', '.join(missing)}." if missing else "; none is missing.")
+    missing = [f"{name} ({why})" for name, why in walls.items() if why and name != BUBBLEWRAP]
+    absent = f" {BUBBLEWRAP}, which is not required, is absent ({why})." if (why := walls.get(BUBBLEWRAP)) else ""
+    return (
+        f"Walls around its code: {held}; {'missing: ' + ', '.join(missing) if missing else 'none is missing'}.{absent}"
+    )

@@ -80,9 +80,9 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     for model in dict.fromkeys((options.model, *options.others)):
         try:
             reports.append(score_model(dataclasses.replace(options, model=model, others=()), baseline, progress)[0])
-        except SlimkitError as error:
-            log.warning("%s", error)
-            failures[model] = str(error)
+        except Exception as error:  # whatever one folder does to us, the others are scored
+            log.warning("%s", error, exc_info=None if isinstance(error, SlimkitError) else error)
+            failures[model] = str(error) or type(error).__name__
             missed = error if isinstance(error, MissedError) else missed
     ranked = sorted(reports, key=lambda report: (report.degenerate, -report.score.total))
     board = Board(tuple(ranked), failures, baseline)
@@ -114,7 +114,9 @@ def _as_csv(board: Board) -> str:
 
 
 def _as_markdown(board: Board) -> str:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (COLUMNS, *board.rows())]
+    cells = [
+        [html.escape(str(cell), quote=False).replace("|", "\\|") for cell in row] for row in (COLUMNS, *board.rows())
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(COLUMNS), *lines[1:]]) + "\n"
 

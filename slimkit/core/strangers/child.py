@@ -44,13 +44,14 @@ def load(kind: str, weights: Path, threads: int) -> Answer:
         return load_onnx(weights, threads)
     import torch
 
-    from slimkit.core.compat import import_torchvision
-
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
-    with contextlib.suppress(Exception):
-        import_torchvision()  # whatever build of torch it is beside, theirs may import it
+    if kind == "pickle" or names_torchvision(weights.parent):
+        from slimkit.core.compat import import_torchvision
+
+        with contextlib.suppress(Exception):
+            import_torchvision()  # whatever build of torch it is beside, theirs can import it then
     module = LOADERS[kind](weights)
     module.eval()
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
@@ -62,6 +63,11 @@ def load(kind: str, weights: Path, threads: int) -> Answer:
             return logits
 
     return answer
+
+
+def names_torchvision(folder: Path) -> bool:
+    """Whether code in the folder speaks of torchvision, which takes seconds to import."""
+    return any(b"torchvision" in file.read_bytes() for file in folder.rglob("*.py"))
 
 
 def load_by_code(weights: Path) -> Any:

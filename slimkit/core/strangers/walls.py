@@ -18,10 +18,11 @@ MOST_FILE = 64 * 2**20  # bytes of each file that it writes
 MOST_FILES = 256  # open at once
 MOST_SECONDS = 3600  # of computing, over all threads
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/localtime")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
 HARDWARE = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system", "/proc/self")
 
 WALLS = ("limits", "capabilities", "no_new_privs", "landlock", "seccomp")  # in the order in which they go up
+BUBBLEWRAP = "bubblewrap"  # around all of them, where it works
 
 
 def raise_walls(folder: Path, scratch: Path, memory: int) -> dict[str, str]:
@@ -63,8 +64,9 @@ def set_limits(memory: int) -> None:
         _, hard = resource.getrlimit(kind)
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
+    parent = os.getppid()
     _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() == 1:
+    if os.getppid() != parent:
         raise OSError(errno.ESRCH, "the parent is gone already")
 
 
@@ -92,13 +94,18 @@ def hide_files(folder: Path, scratch: Path) -> None:
     write = read | AccessFS.WRITE_FILE | AccessFS.TRUNCATE | AccessFS.MAKE_REG | AccessFS.MAKE_DIR
     write |= AccessFS.REMOVE_FILE | AccessFS.REMOVE_DIR
     with Ruleset(scoped=Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL) as rules:
-        for path in _existing([*_interpreter(), *SYSTEM, *HARDWARE]):
+        for path in readable():
             rules.allow_path(path, read | AccessFS.EXECUTE if path.is_dir() else AccessFS.READ_FILE)
         for path in _existing(DEVICES):
             rules.allow_path(path, AccessFS.READ_FILE | AccessFS.WRITE_FILE)
         rules.allow_path(folder, read)
         rules.allow_path(scratch, write)
         rules.restrict()
+
+
+def readable() -> list[Path]:
+    """What every process may read: the interpreter with its packages, the system's libraries, what the hardware is."""
+    return _existing([*_interpreter(), *SYSTEM, *HARDWARE])
 
 
 def _interpreter() -> list[str]:
