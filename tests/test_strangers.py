@@ -11,7 +11,8 @@ from conftest import small_classifier
 from test_cli_chain import write_images
 from torch import nn
 
-from slimkit.core.errors import MissedError, UsageError
+from slimkit.core.checks import check_options
+from slimkit.core.errors import MissedError, ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.options import ScoreOptions
 from slimkit.core.scoring.board import WRITERS, run_board
@@ -181,3 +182,18 @@ def test_a_board_ranks_the_good_and_lists_the_failures(tmp_path: Path, data: Pat
     (again,) = (report for report in board.ranked if report.model == names[1])
     assert alone.figures.accuracy == again.figures.accuracy
     assert alone.figures.size == again.figures.size
+
+
+def test_a_board_on_which_every_model_failed_is_written_and_is_an_error(tmp_path: Path, data: Path) -> None:
+    broken = submission(tmp_path / "broken", "raise ValueError('gone')")
+    wanted = options(broken, data, output=tmp_path / "board.csv", others=(str(tmp_path / "nothing"),))
+    with pytest.raises(ModelError, match="None of the 2 models"):
+        run_board(wanted)
+    assert "run by code of its own" in (tmp_path / "board.csv").read_text()
+
+
+@pytest.mark.parametrize("option", ["details", "verify"])
+def test_what_is_of_one_model_is_refused_with_several(option: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"--{option}"):
+        check_options(ScoreOptions(others=("b",), **{option: tmp_path / "x.json"}))  # type: ignore[arg-type]

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     allow_weaker_sandbox=typer.Option(
         "--allow-weaker-sandbox", help="Run such code though a wall of the sandbox can't be put up here."
     ),
+    install_requirements=typer.Option(
+        "--install-requirements",
+        help="Install the wheels that such a folder's requirements.txt names into a throwaway environment.",
+    ),
     max_memory=typer.Option("--max-memory", metavar="SIZE", help="Memory that such code may use."),
     baseline_weights=typer.Option("--baseline-weights", help="Weights file of a baseline that --baseline names."),
     baseline_pretrained=typer.Option(

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from slimkit.core.errors import MissedError, SlimkitError, UsageError
+from slimkit.core.errors import MissedError, ModelError, SlimkitError, UsageError
 from slimkit.core.files import csv_text, write_atomically
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.models.seen import with_test_images
@@ -69,7 +69,7 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     """Score `options.model` and `options.others` against one baseline, and write the board to `options.output`.
 
     Its suffix says how: .json, .csv, .md or .html. Raises UsageError for another, and what measuring the baseline
-    raises; MissedError, when all is written, where a sandbox lacked a wall.
+    raises; when all is written, MissedError where a sandbox lacked a wall, and ModelError where every model failed.
     """
     if options.output.suffix not in FORMATS:
         raise UsageError(f"{options.output} is no board that can be written.", f"End it in {', '.join(FORMATS)}.")
@@ -89,6 +89,10 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     write_atomically(options.output, WRITERS[options.output.suffix](board))
     if missed:
         raise missed
+    if not reports:
+        raise ModelError(
+            f"None of the {len(failures)} models could be scored.", f"The reason of each is in {options.output}."
+        )
     return board
 
 

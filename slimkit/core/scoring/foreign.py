@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from slimkit.core.scoring.measured import Measured, hashes_of
 from slimkit.core.sizes import Size, as_size
 from slimkit.core.strangers.convention import FREE_BYTES, Submission, printable, read_submission
 from slimkit.core.strangers.host import Stranger, start
+from slimkit.core.strangers.requirements import installed
 from slimkit.core.strangers.snapshot import snapshot
 from slimkit.standalone.model_loader import sides
 
@@ -63,7 +65,16 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
     data = with_test_images(_open_data(options, submission, progress), [])
     class_names = _class_names(options, submission, data)
     with snapshot(submission) as copy:
-        latency, accuracy, walls = _time_and_judge(copy, data, class_names, options, progress)
+        with installed(copy) if options.install_requirements else nullcontext(()) as packages:
+            run = partial(
+                start,
+                copy,
+                threads=options.threads or torch.get_num_threads(),
+                memory=parse_bytes(options.max_memory),
+                allow_weaker=options.allow_weaker_sandbox,
+                packages=packages,
+            )
+            latency, accuracy, walls = _time_and_judge(run, data, class_names, options, progress)
         measured = Measured(
             data=data.name,
             class_names=class_names,
@@ -106,18 +117,14 @@ def _class_names(options: ScoreOptions, submission: Submission, data: ImageSet) 
 
 
 def _time_and_judge(
-    submission: Submission, data: ImageSet, class_names: Sequence[str], options: ScoreOptions, progress: Progress
+    run: Callable[[], AbstractContextManager[Stranger]],
+    data: ImageSet,
+    class_names: Sequence[str],
+    options: ScoreOptions,
+    progress: Progress,
 ) -> tuple[Latency, Accuracy, dict[str, str]]:
-    """Its latency, its accuracy, and the walls around it."""
+    """The latency, the accuracy, and the walls around it, of what `run` starts."""
     images, preprocessing = data.test, data.preprocessing
-    threads = options.threads or torch.get_num_threads()
-    run = partial(
-        start,
-        submission,
-        threads=threads,
-        memory=parse_bytes(options.max_memory),
-        allow_weaker=options.allow_weaker_sandbox,
-    )
     timed = _shuffled(len(images))[: options.runs]
     with run() as stranger, progress("time runs", options.runs) as advance:
         first, rounds = _time(stranger, images, preprocessing, timed, options.runs, advance)
@@ -132,16 +139,16 @@ def _time_and_judge(
             progress=progress,
         )
         given = accuracy.answers.given
-        _require_same(submission, "when it is timed", first, given[timed], SAME_WHEN_TIMED)
+        _require_same(stranger, "when it is timed", first, given[timed], SAME_WHEN_TIMED)
         looked_at = _shuffled(len(images))[:LOOKALIKES]
         _require_same(
-            submission,
+            stranger,
             "that differ from them by no more than one of 255 shades",
             _answers_to_lookalikes(stranger, images, preprocessing, looked_at),
             given[looked_at],
             SAME_TO_LOOKALIKES,
         )
-    return summarize(rounds, batch_size=1, threads=threads), accuracy, stranger.walls
+    return summarize(rounds, batch_size=1, threads=options.threads or torch.get_num_threads()), accuracy, stranger.walls
 
 
 def _shuffled(count: int) -> Tensor:
@@ -155,11 +162,11 @@ def _batch_size(preprocessing: Preprocessing) -> int:
     return max(1, min(64, 64 * 224 * 224 // (height * width)))
 
 
-def _require_same(submission: Submission, when: str, one: Tensor, other: Tensor, least: float) -> None:
+def _require_same(stranger: Stranger, when: str, one: Tensor, other: Tensor, least: float) -> None:
     """Raise ModelError where fewer of the answers [n] are alike."""
     same = float((one == other).double().mean())
     if same < least:
-        name, other_share = printable(submission.folder.name), 100 * (1 - same)
+        name, other_share = printable(stranger.submission.folder.name), 100 * (1 - same)
         raise ModelError(
             f"{name} failed: it answers {other_share:.0f} % of the images otherwise {when}.",
             "Its figures are not of one network that looks at the images.",

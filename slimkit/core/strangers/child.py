@@ -1,6 +1,6 @@
 """Runs a stranger's model behind the walls; `host.py` starts it and speaks to it over two pipes.
 
-    child.py <kind> <weights file> <scratch folder> <memory in bytes> <threads> <fd to read> <fd to write>
+    child.py <kind> <weights> <scratch folder> <memory in bytes> <threads> <fd to read> <fd to write> [<packages> …]
 
 It first says which walls hold, and waits for a byte; then that the model is loaded; then it answers images by logits.
 A message is a letter, its length, and its bytes: J for JSON, X for images and Y for logits, each a shape of uint32 and
@@ -24,11 +24,13 @@ def main() -> None:
     """Raise the walls, load the model that the arguments name, and answer until there is no more to read."""
     kind, weights, scratch = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     memory, threads, source, target = (int(argument) for argument in sys.argv[4:8])
-    walls = raise_walls(weights.parent, scratch, memory)
+    packages = sys.argv[8:]
+    walls = raise_walls([weights.parent, *map(Path, packages)], scratch, memory)
     say(target, {"walls": walls})
     if not _read(source, 1):  # it may go on, or is ended where the walls do not suffice
         os._exit(0)
     os.chdir(scratch)
+    sys.path[:0] = packages  # not before: Python itself would have run some of them when it started
     answer = load(kind, weights, threads)
     say(target, {"loaded": True})
     while (request := read_images(source)) is not None:

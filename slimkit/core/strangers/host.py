@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,11 +167,17 @@ class Stranger:
 
 @contextmanager
 def start(
-    submission: Submission, *, threads: int, memory: int = DEFAULT_MEMORY, allow_weaker: bool = False
+    submission: Submission,
+    *,
+    threads: int,
+    memory: int = DEFAULT_MEMORY,
+    allow_weaker: bool = False,
+    packages: Sequence[Path] = (),
 ) -> Iterator[Stranger]:
     """A process with the model of `submission`, loaded; it and all that it wrote are gone with the context.
 
     memory: bytes that it may use. allow_weaker: run its code though a wall is missing.
+    packages: folders of packages that go before those that are installed here.
     Raises MissedError where a wall is missing, ModelError where the model can't be loaded.
     """
     scratch = Path(tempfile.mkdtemp(prefix="slimkit-stranger-"))
@@ -179,11 +185,11 @@ def start(
     answers, their_answers = os.pipe()
     try:
         with tempfile.TemporaryFile() as errors:
-            arguments = (scratch, memory, threads, their_requests, their_answers)
+            arguments = (scratch, memory, threads, their_requests, their_answers, *packages)
             absent = bubblewrap.why_absent()
             process = subprocess.Popen(
                 [
-                    *([] if absent else bubblewrap.around(submission.folder, scratch)),
+                    *([] if absent else bubblewrap.around([submission.folder, *packages], scratch)),
                     *(sys.executable, child.__file__, submission.kind, str(submission.weights), *map(str, arguments)),
                 ],
                 stdin=subprocess.DEVNULL,

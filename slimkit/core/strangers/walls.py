@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from slimkit.core.strangers import seccomp
@@ -25,17 +25,17 @@ WALLS = ("limits", "capabilities", "no_new_privs", "landlock", "seccomp")  # in 
 BUBBLEWRAP = "bubblewrap"  # around all of them, where it works
 
 
-def raise_walls(folder: Path, scratch: Path, memory: int) -> dict[str, str]:
+def raise_walls(shown: Sequence[Path], scratch: Path, memory: int) -> dict[str, str]:
     """Put up what can be put up; gives for each of WALLS "" where it holds, or why it is missing.
 
-    folder: may be read. scratch: may be written, too. memory: bytes that may be used. To be called before other threads
-    are started: two of the walls are of one thread and those that it starts.
+    shown: folders that may be read. scratch: may be written, too. memory: bytes that may be used. To be called before
+    other threads are started: two of the walls are of one thread and those that it starts.
     """
     walls: dict[str, Callable[[], None]] = {
         "limits": lambda: set_limits(memory),
         "capabilities": drop_capabilities,
         "no_new_privs": keep_privileges_down,
-        "landlock": lambda: hide_files(folder, scratch),
+        "landlock": lambda: hide_files(shown, scratch),
         "seccomp": seccomp.install,
     }
     return {name: _try(walls[name]) for name in WALLS}
@@ -86,8 +86,8 @@ def keep_privileges_down() -> None:
     _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
 
 
-def hide_files(folder: Path, scratch: Path) -> None:
-    """Leave of the file system the interpreter with its packages, `folder` to read and `scratch` to write."""
+def hide_files(shown: Sequence[Path], scratch: Path) -> None:
+    """Leave of the file system the interpreter with its packages, and `shown` to read, `scratch` to write."""
     from landlockpy import AccessFS, Ruleset, Scope
 
     read = AccessFS.READ_FILE | AccessFS.READ_DIR
@@ -98,7 +98,8 @@ def hide_files(folder: Path, scratch: Path) -> None:
             rules.allow_path(path, read | AccessFS.EXECUTE if path.is_dir() else AccessFS.READ_FILE)
         for path in _existing(DEVICES):
             rules.allow_path(path, AccessFS.READ_FILE | AccessFS.WRITE_FILE)
-        rules.allow_path(folder, read)
+        for folder in shown:
+            rules.allow_path(folder, read)
         rules.allow_path(scratch, write)
         rules.restrict()
 
