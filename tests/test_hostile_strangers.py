@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from onnx import TensorProto, helper
 from test_cli_chain import write_images
 from test_strangers import PLAIN, answers, needs_walls, network, options, submission
 
+import slimkit
 from slimkit.core.data import evaluation_input, open_dataset
 from slimkit.core.errors import FolderError, ModelError
 from slimkit.core.scoring.run import run_score
@@ -225,7 +227,7 @@ attempts = [
     lambda: [check(libc.prctl(1, 0, 0, 0, 0))],  # to outlive its parent
     lambda: fcntl.fcntl(2, fcntl.F_SETOWN, os.getppid()),
     lambda: fcntl.fcntl(2, fcntl.F_SETSIG, 9),
-    lambda: os.fstat(INHERITED),
+    lambda: check(0 if os.fstat(INHERITED).st_ino == INODE else -1),
     thread,
 ]
 class Probe(nn.Module):
@@ -238,33 +240,88 @@ def load_model(path):
 """
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the probe calls by the numbers of x86-64")
-@pytest.mark.parametrize("with_bubblewrap", [True, False])
-def test_nothing_outside_is_read_written_reached_or_stopped(
-    with_bubblewrap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    if not with_bubblewrap:
-        request.getfixturevalue("no_bubblewrap")
-    elif why := bubblewrap.why_absent():
-        pytest.skip(why)
-    monkeypatch.setenv("SECRET_TOKEN", "x")
-    (tmp_path / "labels").mkdir()
-    secret = tmp_path / "labels" / "secret.txt"
+def what_gets_through(root: Path) -> list[int]:
+    """The numbers of the attempts that a folder in `root` has success with; that nothing is changed is asserted."""
+    (root / "labels").mkdir()
+    secret = root / "labels" / "secret.txt"
     secret.write_text("cat")
     before = secret.stat()
     inherited = os.open(secret, os.O_RDONLY)
     os.set_inheritable(inherited, True)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        head = f"SECRET, PORT, INHERITED = {str(secret)!r}, {server.getsockname()[1]}, {inherited}\n"
-        folder = submission(tmp_path / "theirs", head + PROBE)
+        known = (str(secret), server.getsockname()[1], inherited, before.st_ino)
+        folder = submission(root / "theirs", f"SECRET, PORT, INHERITED, INODE = {known!r}\n{PROBE}")
         weights = (folder / "model.pth").read_bytes()
         held = answers(folder)[0].tolist()
     os.close(inherited)
-    assert [index for index, holds in enumerate(held) if not holds] == []
     assert secret.read_text() == "cat"
     assert (secret.stat().st_mode, secret.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
     assert (folder / "model.pth").read_bytes() == weights
     assert not Path("/tmp/slimkit-escaped").exists()
+    return [index for index, holds in enumerate(held) if not holds]
+
+
+by_number = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the probe calls by the numbers of x86-64")
+
+
+@by_number
+def test_nothing_outside_is_read_written_reached_or_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := bubblewrap.why_absent():
+        pytest.skip(why)
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    assert what_gets_through(tmp_path) == []
+
+
+@by_number
+@pytest.mark.usefixtures("no_bubblewrap")
+def test_nor_is_it_without_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    assert what_gets_through(tmp_path) == []
+
+
+AS_ORDINARY_USER = """
+import os, sys
+from pathlib import Path
+from test_hostile_strangers import bubblewrap, what_gets_through
+assert os.getuid() == 1234
+bubblewrap.why_absent = lambda: "it is left out"
+print(what_gets_through(Path(sys.argv[1])))
+"""
+
+
+def copy_interpreter(folder: Path) -> Path:
+    """Into a folder, without packages."""
+    base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
+    left_out = shutil.ignore_patterns("site-packages", "dist-packages", "test", "__pycache__", "*.a")
+    shutil.copytree(base / "lib" / version, folder / "lib" / version, ignore=left_out, symlinks=True)
+    for library in (base / "lib").glob("libpython*"):
+        shutil.copy(library, folder / "lib", follow_symlinks=False)
+    (folder / "bin").mkdir()
+    return Path(shutil.copy(os.path.realpath(sys.executable), folder / "bin" / version))
+
+
+@by_number
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are run by an ordinary user already")
+def test_nor_is_it_by_an_ordinary_user() -> None:
+    """With a copy of the interpreter, since root's own may lie where nobody else can read it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        python = copy_interpreter(folder / "python")
+        (folder / "home").mkdir()
+        os.chown(folder / "home", 1234, 1234)
+        paths = [str(Path(slimkit.__file__).parents[1]), str(Path(__file__).parent), *filter(None, sys.path)]
+        done = subprocess.run(
+            [python, "-c", AS_ORDINARY_USER, str(folder / "home")],
+            env={"PYTHONPATH": os.pathsep.join(paths), "HOME": str(folder / "home"), "SECRET_TOKEN": "x"},
+            **{"user": 1234, "group": 1234, "extra_groups": [], "cwd": folder / "home"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if "PermissionError" in done.stderr or "No module named" in done.stderr:
+        pytest.skip(f"an ordinary user can't read the packages here: {done.stderr.splitlines()[-1]}")
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def model(body: str, load: str = "pass", head: str = "") -> str:

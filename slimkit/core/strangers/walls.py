@@ -18,6 +18,7 @@ MOST_FILE = 64 * 2**20  # bytes of each file that it writes
 MOST_FILES = 256  # open at once
 MOST_SECONDS = 3600  # of computing, over all threads
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/localtime")
+PYTHON = ("bin", "lib", "lib64", "pyvenv.cfg")  # of the folder of an interpreter, in which there may be more
 DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
 HARDWARE = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system", "/proc/self")
 
@@ -96,7 +97,7 @@ def hide_files(shown: Sequence[Path], scratch: Path) -> None:
     with Ruleset(scoped=Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL) as rules:
         for path in readable():
             rules.allow_path(path, read | AccessFS.EXECUTE if path.is_dir() else AccessFS.READ_FILE)
-        for path in _existing(DEVICES):
+        for path in _readable_here(DEVICES):
             rules.allow_path(path, AccessFS.READ_FILE | AccessFS.WRITE_FILE)
         for folder in shown:
             rules.allow_path(folder, read)
@@ -106,18 +107,19 @@ def hide_files(shown: Sequence[Path], scratch: Path) -> None:
 
 def readable() -> list[Path]:
     """What every process may read: the interpreter with its packages, the system's libraries, what the hardware is."""
-    return _existing([*_interpreter(), *SYSTEM, *HARDWARE])
+    return _readable_here([*_interpreter(), *SYSTEM, *HARDWARE])
 
 
 def _interpreter() -> list[str]:
     """Where Python and its packages lie: folders of packages alone, not what else is on sys.path."""
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages", "lib-dynload")]
     own = str(Path(__file__).resolve().parents[2])  # slimkit itself
-    return [*packages, sys.prefix, sys.base_prefix, own]
+    parts = [str(Path(root, name)) for root in (sys.prefix, sys.base_prefix) for name in PYTHON]
+    return [*packages, *parts, own]
 
 
-def _existing(paths: Iterable[str]) -> list[Path]:
-    return [Path(path) for path in dict.fromkeys(paths) if Path(path).exists()]
+def _readable_here(paths: Iterable[str]) -> list[Path]:
+    return [Path(path) for path in dict.fromkeys(paths) if os.access(path, os.R_OK)]
 
 
 def _prctl(option: int, value: int) -> None:
