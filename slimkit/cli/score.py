@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     allow_weaker_sandbox=typer.Option(
         "--allow-weaker-sandbox", help="Run such code though a wall of the sandbox can't be put up here."
     ),
+    install_requirements=typer.Option(
+        "--install-requirements",
+        help="Install the wheels that such a folder's requirements.txt names into a throwaway environment.",
+    ),
     max_memory=typer.Option("--max-memory", metavar="SIZE", help="Memory that such code may use."),
     baseline_weights=typer.Option("--baseline-weights", help="Weights file of a baseline that --baseline names."),
     baseline_pretrained=typer.Option(
@@ -158,6 +162,11 @@ def _difference(difference: "Difference | None") -> list[str]:
 
 
 def _walls(walls: dict[str, str]) -> str:
-    missing = [f"{name} ({why})" for name, why in walls.items() if why]
+    from slimkit.core.strangers.walls import BUBBLEWRAP
+
     held = ", ".join(name for name, why in walls.items() if not why)
-    return f"Walls around its code: {held}" + (f"; missing: {', '.join(missing)}." if missing else "; none is missing.")
+    missing = [f"{name} ({why})" for name, why in walls.items() if why and name != BUBBLEWRAP]
+    absent = f" {BUBBLEWRAP}, which is not required, is absent ({why})." if (why := walls.get(BUBBLEWRAP)) else ""
+    return (
+        f"Walls around its code: {held}; {'missing: ' + ', '.join(missing) if missing else 'none is missing'}.{absent}"
+    )

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimkit.core.errors import UsageError
-from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
+from slimkit.core.options import (
+    DistillOptions,
+    ModelOptions,
+    PruneOptions,
+    QuantizeOptions,
+    ScoreOptions,
+    TrainOptions,
+)
 from slimkit.core.sizes import covers, show_size
 
 MOST_THREADS, MOST_PIXELS = 1024, 8192
@@ -95,6 +102,8 @@ def check_options(options: Any, source: str | None = None) -> None:
         _check_distill(options)
     elif isinstance(options, QuantizeOptions):
         _check_quantize(options)
+    elif isinstance(options, ScoreOptions):
+        _check_score(options)
 
 
 def _flag(name: str, source: str | None) -> str:
@@ -184,3 +193,13 @@ def _check_quantize(options: QuantizeOptions) -> None:
         raise UsageError(f"--weight-bits {options.weight_bits} can't be stored.", "Give 8 or 4.")
     if options.qat_epochs and options.scheme != "static":
         raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
+
+
+def _check_score(options: ScoreOptions) -> None:
+    if options.install_requirements and not options.run_code:
+        raise UsageError("--install-requirements is for code that is run.", "Give --run-code, too.")
+    if options.verify and options.others:
+        raise UsageError("--verify measures one results.json again, not several models.", "Leave the models out.")
+    if options.details and (options.verify or options.others):
+        other = "with --verify" if options.verify else "of several models"
+        raise UsageError(f"--details can't be written {other}.", "Score one model by itself with --details FOLDER.")

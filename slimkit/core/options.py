@@ -205,5 +205,6 @@ class ScoreOptions(ModelOptions):
     details: Path | None = None  # folder for the accuracy of each class, and what was taken for what
     run_code: bool = False  # of folders that slimkit did not write, behind walls
     allow_weaker_sandbox: bool = False  # where a wall can't be put up
+    install_requirements: bool = False  # of such folders, into a throwaway environment
     max_memory: str = "4GiB"  # that such code may use
     device: Device = "auto"  # of the accuracy

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from slimkit.core.errors import MissedError, SlimkitError, UsageError
+from slimkit.core.errors import MissedError, ModelError, SlimkitError, UsageError
 from slimkit.core.files import csv_text, write_atomically
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.models.seen import with_test_images
@@ -69,7 +69,7 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     """Score `options.model` and `options.others` against one baseline, and write the board to `options.output`.
 
     Its suffix says how: .json, .csv, .md or .html. Raises UsageError for another, and what measuring the baseline
-    raises; MissedError, when all is written, where a sandbox lacked a wall.
+    raises; when all is written, MissedError where a sandbox lacked a wall, and ModelError where every model failed.
     """
     if options.output.suffix not in FORMATS:
         raise UsageError(f"{options.output} is no board that can be written.", f"End it in {', '.join(FORMATS)}.")
@@ -80,15 +80,19 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     for model in dict.fromkeys((options.model, *options.others)):
         try:
             reports.append(score_model(dataclasses.replace(options, model=model, others=()), baseline, progress)[0])
-        except SlimkitError as error:
-            log.warning("%s", error)
-            failures[model] = str(error)
+        except Exception as error:  # whatever one folder does to us, the others are scored
+            log.warning("%s", error, exc_info=None if isinstance(error, SlimkitError) else error)
+            failures[model] = str(error) or type(error).__name__
             missed = error if isinstance(error, MissedError) else missed
     ranked = sorted(reports, key=lambda report: (report.degenerate, -report.score.total))
     board = Board(tuple(ranked), failures, baseline)
     write_atomically(options.output, WRITERS[options.output.suffix](board))
     if missed:
         raise missed
+    if not reports:
+        raise ModelError(
+            f"None of the {len(failures)} models could be scored.", f"The reason of each is in {options.output}."
+        )
     return board
 
 
@@ -114,7 +118,9 @@ def _as_csv(board: Board) -> str:
 
 
 def _as_markdown(board: Board) -> str:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (COLUMNS, *board.rows())]
+    cells = [
+        [html.escape(str(cell), quote=False).replace("|", "\\|") for cell in row] for row in (COLUMNS, *board.rows())
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(COLUMNS), *lines[1:]]) + "\n"
 

@@ -1,15 +1,19 @@
 """Measuring a folder that slimkit did not write: by its own code, behind walls, with the labels and the clock outside.
 
-Single images are timed first, each another one of the test images, and all are judged afterwards, in an order that is
-drawn by the seed. So neither an answer that was prepared nor the order of the images is of use, and what was answered
-while the clock ran has to be what is answered when it does not.
+Single images are timed first, and all are judged afterwards, by another process that knows nothing of the first.
+Which are timed, and in which order all are shown, is drawn anew each time: neither an answer that was prepared, nor one
+that is remembered, nor the place of an image is of use. What was answered while the clock ran has to be what is
+answered when it does not, and what is answered to an image what is answered to one that looks the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,6 @@ from torch import Tensor
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.baseline import named_baseline
 from slimkit.core.bytes import parse_bytes
-from slimkit.core.checks import MOST_PIXELS
 from slimkit.core.data import Images, ImageSet, epoch_order, evaluation_input, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.measure.accuracy import Accuracy, judge
@@ -32,14 +35,19 @@ from slimkit.core.progress import Advance, Progress
 from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.measured import Measured, hashes_of
 from slimkit.core.sizes import Size, as_size
-from slimkit.core.strangers.convention import Submission, read_submission
+from slimkit.core.strangers.convention import FREE_BYTES, Submission, printable, read_submission
 from slimkit.core.strangers.host import Stranger, start
+from slimkit.core.strangers.requirements import installed
+from slimkit.core.strangers.snapshot import snapshot
+from slimkit.standalone.model_loader import sides
 
 log = logging.getLogger("slimkit")
 
 WARM_UP = 10  # runs that don't count
-SAME_ANSWERS = 0.98  # of the timed images, at least, are answered alike when they are judged
-HIDDEN = 0.1  # of the weights file: more than that in other files is said
+SAME_WHEN_TIMED = 0.98  # of the timed images, at least, are answered alike when they are judged
+SAME_TO_LOOKALIKES = 0.9  # of the images, at least, are answered alike with noise
+LOOKALIKES = 256  # images at most that are shown again with noise
+MOST_STATED = 1024  # pixels a side that a stranger may ask for; the user may ask for more
 
 
 def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progress) -> Measured:
@@ -56,24 +64,27 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
         )
     data = with_test_images(_open_data(options, submission, progress), [])
     class_names = _class_names(options, submission, data)
-    threads = options.threads or torch.get_num_threads()
-    with start(
-        submission,
-        threads=threads,
-        memory=parse_bytes(options.max_memory),
-        allow_weaker=options.allow_weaker_sandbox,
-    ) as stranger:
-        latency, accuracy = _time_and_judge(stranger, data, class_names, options, threads, progress)
-    measured = Measured(
-        data=data.name,
-        class_names=class_names,
-        size=submission.size / 2**20,
-        sha256=hashes_of(submission.folder, submission.weights, data.test),
-        accuracy=accuracy,
-        latency=latency,
-        remarks=_remarks(submission),
-        walls=stranger.walls,
-    )
+    with snapshot(submission) as copy:
+        with installed(copy) if options.install_requirements else nullcontext(()) as packages:
+            run = partial(
+                start,
+                copy,
+                threads=options.threads or torch.get_num_threads(),
+                memory=parse_bytes(options.max_memory),
+                allow_weaker=options.allow_weaker_sandbox,
+                packages=packages,
+            )
+            latency, accuracy, walls = _time_and_judge(run, data, class_names, options, progress)
+        measured = Measured(
+            data=data.name,
+            class_names=class_names,
+            size=copy.size / 2**20,
+            sha256=hashes_of(copy.folder, copy.weights, data.test),
+            accuracy=accuracy,
+            latency=latency,
+            remarks=_remarks(copy),
+            walls=walls,
+        )
     return _with_baseline(measured, options, data, progress) if with_baseline and options.baseline else measured
 
 
@@ -93,7 +104,7 @@ def stated_size(metadata: dict[str, Any]) -> Size | None:
     if not isinstance(said, list) or len(said) < 2:
         return None
     height, width = said[-2:]
-    can_be = all(type(side) is int and 1 <= side <= MOST_PIXELS for side in (height, width))
+    can_be = all(type(side) is int and 1 <= side <= MOST_STATED for side in (height, width))
     return as_size(height, width) if can_be else None
 
 
@@ -106,35 +117,74 @@ def _class_names(options: ScoreOptions, submission: Submission, data: ImageSet) 
 
 
 def _time_and_judge(
-    stranger: Stranger,
+    run: Callable[[], AbstractContextManager[Stranger]],
     data: ImageSet,
     class_names: Sequence[str],
     options: ScoreOptions,
-    threads: int,
     progress: Progress,
-) -> tuple[Latency, Accuracy]:
+) -> tuple[Latency, Accuracy, dict[str, str]]:
+    """The latency, the accuracy, and the walls around it, of what `run` starts."""
     images, preprocessing = data.test, data.preprocessing
-    order = epoch_order(len(images), options.seed, epoch=0)
-    timed = order[: options.runs]
-    with progress("time runs", options.runs) as advance:
+    timed = _shuffled(len(images))[: options.runs]
+    with run() as stranger, progress("time runs", options.runs) as advance:
         first, rounds = _time(stranger, images, preprocessing, timed, options.runs, advance)
-    classes = label_map(class_names, data.class_names)
-    accuracy = judge(
-        lambda inputs: _require_classes(stranger.ask(inputs)[0], len(class_names)),
-        images,
-        preprocessing,
-        order,
-        label_map=classes,
-        progress=progress,
-    )
-    same = float((first == accuracy.answers.given[timed]).double().mean())
-    if same < SAME_ANSWERS:
-        raise ModelError(
-            f"{stranger.submission.folder.name} failed: it answers {100 * (1 - same):.0f} % of the images otherwise "
-            "when it is timed.",
-            "Its latency is of another network than its accuracy.",
+    with run() as stranger:
+        accuracy = judge(
+            lambda inputs: _require_classes(stranger.ask(inputs)[0], len(class_names)),
+            images,
+            preprocessing,
+            _shuffled(len(images)),
+            batch_size=_batch_size(preprocessing),
+            label_map=label_map(class_names, data.class_names),
+            progress=progress,
         )
-    return summarize(rounds, batch_size=1, threads=threads), accuracy
+        given = accuracy.answers.given
+        _require_same(stranger, "when it is timed", first, given[timed], SAME_WHEN_TIMED)
+        looked_at = _shuffled(len(images))[:LOOKALIKES]
+        _require_same(
+            stranger,
+            "that differ from them by no more than one of 255 shades",
+            _answers_to_lookalikes(stranger, images, preprocessing, looked_at),
+            given[looked_at],
+            SAME_TO_LOOKALIKES,
+        )
+    return summarize(rounds, batch_size=1, threads=options.threads or torch.get_num_threads()), accuracy, stranger.walls
+
+
+def _shuffled(count: int) -> Tensor:
+    """The numbers below `count` in an order that nobody can foretell: int64 [count]."""
+    return epoch_order(count, secrets.randbits(62), epoch=0)
+
+
+def _batch_size(preprocessing: Preprocessing) -> int:
+    """So many images as have the pixels of 64 of 224x224, but no more than 64."""
+    height, width = sides(preprocessing.crop)
+    return max(1, min(64, 64 * 224 * 224 // (height * width)))
+
+
+def _require_same(stranger: Stranger, when: str, one: Tensor, other: Tensor, least: float) -> None:
+    """Raise ModelError where fewer of the answers [n] are alike."""
+    same = float((one == other).double().mean())
+    if same < least:
+        name, other_share = printable(stranger.submission.folder.name), 100 * (1 - same)
+        raise ModelError(
+            f"{name} failed: it answers {other_share:.0f} % of the images otherwise {when}.",
+            "Its figures are not of one network that looks at the images.",
+        )
+
+
+def _answers_to_lookalikes(stranger: Stranger, images: Images, preprocessing: Preprocessing, places: Tensor) -> Tensor:
+    """What is answered to the images at `places` [n] with noise that nobody sees: int64 [n]."""
+    given = []
+    for pixels, _, _ in images.batches(places, _batch_size(preprocessing)):
+        given.append(stranger.ask(evaluation_input(_lookalike(pixels), preprocessing))[0].argmax(1))
+    return torch.cat(given)
+
+
+def _lookalike(pixels: Tensor) -> Tensor:
+    """Pixels 0 … 255 that are up to one higher or lower."""
+    noise = torch.randint(-1, 2, pixels.shape, generator=torch.Generator().manual_seed(secrets.randbits(62)))
+    return (pixels.float() + noise).clamp(0, 255).to(pixels.dtype)
 
 
 def _time(
@@ -146,7 +196,8 @@ def _time(
     advance: Advance,
 ) -> tuple[Tensor, list[list[float]]]:
     """The answers to the `timed` images [n], and the ms of `runs` runs of one image, in rounds."""
-    inputs = torch.cat([evaluation_input(pixels, preprocessing) for pixels, _, _ in images.batches(timed, 64)])
+    pixels = torch.cat([pixels for pixels, _, _ in images.batches(timed, 64)])
+    inputs = evaluation_input(pixels, preprocessing)
     for i in range(WARM_UP):
         stranger.ask(torch.rand(1, *inputs.shape[1:], generator=torch.Generator().manual_seed(i)))
     given: dict[int, int] = {}
@@ -156,7 +207,10 @@ def _time(
         rounds.append([])
         for _ in range(share):
             place = run % len(timed)
-            logits, took = stranger.ask(inputs[place : place + 1])
+            again = run >= len(timed)  # an image that it has seen is another one, so that an answer kept is of no use
+            one = pixels[place : place + 1]
+            shown = evaluation_input(_lookalike(one), preprocessing) if again else inputs[place : place + 1]
+            logits, took = stranger.ask(shown)
             given.setdefault(place, int(logits.argmax(1)))
             rounds[-1].append(took)
             run += 1
@@ -178,10 +232,10 @@ def _remarks(submission: Submission) -> tuple[str, ...]:
         f"{submission.folder.name} was not written by slimkit: {submission.kind}, timed from outside its process, "
         "transport of the image included."
     ]
-    if submission.other_bytes > HIDDEN * submission.size:
+    if submission.hidden:
         remarks.append(
-            f"Beside {submission.weights.name} the folder holds {submission.other_bytes / 2**20:.2f} MB, which are not "
-            "among its size."
+            f"Its size counts {submission.hidden / 2**20:.2f} MB in files beside {submission.weights.name}, which may "
+            f"hold weights, too: all but the first {FREE_BYTES // 2**10} KB."
         )
     return tuple(remarks)
 

@@ -1,6 +1,6 @@
 """Runs a stranger's model behind the walls; `host.py` starts it and speaks to it over two pipes.
 
-    child.py <kind> <weights file> <scratch folder> <memory in bytes> <threads> <fd to read> <fd to write>
+    child.py <kind> <weights> <scratch folder> <memory in bytes> <threads> <fd to read> <fd to write> [<packages> …]
 
 It first says which walls hold, and waits for a byte; then that the model is loaded; then it answers images by logits.
 A message is a letter, its length, and its bytes: J for JSON, X for images and Y for logits, each a shape of uint32 and
@@ -24,11 +24,13 @@ def main() -> None:
     """Raise the walls, load the model that the arguments name, and answer until there is no more to read."""
     kind, weights, scratch = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     memory, threads, source, target = (int(argument) for argument in sys.argv[4:8])
-    walls = raise_walls(weights.parent, scratch, memory)
+    packages = sys.argv[8:]
+    walls = raise_walls([weights.parent, *map(Path, packages)], scratch, memory)
     say(target, {"walls": walls})
     if not _read(source, 1):  # it may go on, or is ended where the walls do not suffice
         os._exit(0)
     os.chdir(scratch)
+    sys.path[:0] = packages  # not before: Python itself would have run some of them when it started
     answer = load(kind, weights, threads)
     say(target, {"loaded": True})
     while (request := read_images(source)) is not None:
@@ -44,13 +46,14 @@ def load(kind: str, weights: Path, threads: int) -> Answer:
         return load_onnx(weights, threads)
     import torch
 
-    from slimkit.core.compat import import_torchvision
-
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
-    with contextlib.suppress(Exception):
-        import_torchvision()  # whatever build of torch it is beside, theirs may import it
+    if kind == "pickle" or names_torchvision(weights.parent):
+        from slimkit.core.compat import import_torchvision
+
+        with contextlib.suppress(Exception):
+            import_torchvision()  # whatever build of torch it is beside, theirs can import it then
     module = LOADERS[kind](weights)
     module.eval()
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
@@ -62,6 +65,11 @@ def load(kind: str, weights: Path, threads: int) -> Answer:
             return logits
 
     return answer
+
+
+def names_torchvision(folder: Path) -> bool:
+    """Whether code in the folder speaks of torchvision, which takes seconds to import."""
+    return any(b"torchvision" in file.read_bytes() for file in folder.rglob("*.py"))
 
 
 def load_by_code(weights: Path) -> Any:

@@ -7,8 +7,10 @@ model_loader.py   optional: load_model(model_path) gives the module
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,8 @@ FORMATS = {"pytorch": (".pt", ".pth"), "pt": (".pt",), "pth": (".pth",), "onnx":
 SUFFIXES = (".pt", ".pth", ".onnx")
 MOST_METADATA = 2**20  # bytes
 HINT = "A submission holds model.pt, model.pth or model.onnx, and may hold metadata.json and model_loader.py."
+MOST_LISTED = 2**22  # bytes of an archive's list of files, and of a pickle
+FREE_BYTES = 256 * 2**10  # of code and words beside the weights, which do not count
 PLAIN = ("torch", "collections OrderedDict")  # what the pickle of a state dict may name
 
 
@@ -45,20 +49,20 @@ class Submission:
         """The order of its logits, where its metadata say it."""
         for key in ("class_names", "classes"):
             names = self.metadata.get(key)
-            if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            if isinstance(names, list) and names and all(isinstance(n, str) and n.isprintable() for n in names):
                 return tuple(names)
         return None
 
     @property
-    def size(self) -> int:
-        """Bytes of the weights file."""
-        return self.weights.stat().st_size
+    def hidden(self) -> int:
+        """Bytes beside the weights file that count as well, since weights may be in them: all but a little code."""
+        files = (file for file in self.folder.rglob("*") if file.is_file() and file != self.weights)
+        return max(0, sum(file.stat().st_size for file in files) - FREE_BYTES)
 
     @property
-    def other_bytes(self) -> int:
-        """Bytes of all other files in the folder, in which weights may be hidden."""
-        files = (file for file in self.folder.rglob("*") if file.is_file() and not file.is_symlink())
-        return sum(file.stat().st_size for file in files) - self.size
+    def size(self) -> int:
+        """Bytes that count."""
+        return self.weights.stat().st_size + self.hidden
 
 
 def is_foreign(folder: Path) -> bool:
@@ -101,7 +105,8 @@ def _find_weights(folder: Path, metadata: dict[str, Any]) -> Path:
     found = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file())
     named = [file for file in found if file.stem == "model"] or found
     if len(named) != 1:
-        what = f"{', '.join(file.name for file in named[:5])}: which is it?" if named else "no file of weights"
+        listed = printable(", ".join(file.name for file in named[:5]))
+        what = f"{listed}: which is it?" if named else "no file of weights"
         raise FolderError(f"{folder} has {what} ({', '.join(suffixes)})", HINT)
     _require_inside(named[0], folder)
     return named[0]
@@ -118,15 +123,29 @@ def _kind_of(weights: Path) -> Kind:
     if not zipfile.is_zipfile(weights):
         return "pickle"  # an older format of torch.save: what is in it shows when it is read
     try:
-        with zipfile.ZipFile(weights) as archive:
+        with _Bounded(weights) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             inner = next((name for name in names if name.endswith("/data.pkl") or name == "data.pkl"), None)
             if any(name.endswith("/constants.pkl") for name in names):
                 return "torchscript"
-            pickled = archive.open(inner).read(2**24) if inner else b""
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError) as error:
+            pickled = archive.open(inner).read(MOST_LISTED) if inner else b""
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError, RuntimeError) as error:
         raise FolderError(f"{weights} is a damaged archive: {error}.", "Ask for the file again.") from None
     return "pickle" if _names_code(pickled) else "state dict"
+
+
+class _Bounded(io.FileIO):
+    """A file that gives no more than so much at once, as which an archive's list of files would be read."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MOST_LISTED:
+            raise zipfile.BadZipFile(f"it lists {size:,} bytes of files")
+        return super().read(size) or b""
+
+
+def printable(text: str) -> str:
+    """What a stranger wrote, without what would steer a terminal or can't be encoded."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
 
 
 def _names_code(pickled: bytes) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,15 @@ from torch import Tensor
 
 from slimkit.core.errors import MissedError, ModelError
 from slimkit.core.measure.processes import worker_environment
-from slimkit.core.strangers import child
-from slimkit.core.strangers.convention import Submission
-from slimkit.core.strangers.walls import WALLS
+from slimkit.core.strangers import bubblewrap, child
+from slimkit.core.strangers.convention import Submission, printable
+from slimkit.core.strangers.walls import BUBBLEWRAP, MOST_SECONDS, WALLS
+from slimkit.core.strangers.watch import excess
 
 START_SECONDS, LOAD_SECONDS, ANSWER_SECONDS = 60.0, 120.0, 60.0
 MOST_SAID = 2**16  # bytes of JSON
 MOST_CLASSES = 100_000
-MOST_SCRATCH = 256 * 2**20  # bytes
-WATCH_SECONDS = 0.5  # between looks at the scratch folder
+WATCH_SECONDS = 0.5  # between looks at what it takes
 DEFAULT_MEMORY = 4 * 2**30  # bytes
 HINT = "This folder is not ranked; its author can run it with the same command."
 
@@ -41,19 +40,25 @@ class Stranger:
     """A stranger's model in a process of its own."""
 
     submission: Submission
-    walls: dict[str, str]  # for each of WALLS: "" where it holds, or why it is missing
+    walls: dict[str, str]  # for each of WALLS, and for BUBBLEWRAP: "" where it holds, or why it is missing
     _process: subprocess.Popen[bytes] = field(repr=False)
     _requests: int = field(repr=False)  # descriptors of the pipes
     _answers: int = field(repr=False)
     _scratch: Path = field(repr=False)
     _errors: IO[bytes] = field(repr=False)
+    _deadline: float = field(default_factory=lambda: time.monotonic() + MOST_SECONDS, repr=False)
+    _looked: float = field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def _name(self) -> str:
+        return printable(self.submission.folder.name)
 
     def require_walls(self, allow_weaker: bool) -> None:
         """Raise MissedError where the folder's code would be run with a wall missing, unless that is allowed."""
-        missing = [f"{name} ({why})" for name, why in self.walls.items() if why]
+        missing = [f"{name} ({why})" for name in WALLS if (why := self.walls[name])]
         if missing and self.submission.needs_code and not allow_weaker:
             raise MissedError(
-                f"The sandbox for {self.submission.folder.name} lacks {' and '.join(missing)}; its code was not run.",
+                f"The sandbox for {self._name} lacks {' and '.join(missing)}; its code was not run.",
                 "Run this on Linux with landlockpy installed, or give --allow-weaker-sandbox.",
             )
 
@@ -69,6 +74,7 @@ class Stranger:
         self._send(b"X" + struct.pack("<I", len(content)) + content, until)
         logits = self._read_logits(len(images), until)
         took = (time.perf_counter_ns() - start) / 1e6
+        self._look()
         if not torch.isfinite(logits).all():
             raise self._failure("its logits are not finite")
         return logits, took
@@ -114,52 +120,64 @@ class Stranger:
         parts = bytearray()
         while len(parts) < count:
             self._wait([self._answers], [], until)
-            part = os.read(self._answers, min(count - len(parts), 2**20))
+            try:
+                part = os.read(self._answers, min(count - len(parts), 2**20))
+            except BlockingIOError:  # it took back what it had written
+                continue
             if not part:
                 raise self._failure("its process ended")
             parts += part
         return bytes(parts)
 
     def _wait(self, readers: list[int], writers: list[int], until: float) -> None:
-        """Until a pipe is ready. Raises ModelError where that takes too long, or too much is written meanwhile."""
+        """Until a pipe is ready. Raises ModelError where that takes too long, or it takes too much meanwhile."""
+        until = min(until, self._deadline)
         while not any(select.select(readers, writers, [], min(WATCH_SECONDS, max(0.0, until - time.monotonic())))):
             if time.monotonic() >= until:
                 raise self._failure("it gave no answer in time")
-            if _bytes_in(self._scratch) > MOST_SCRATCH:
-                raise self._failure(f"it wrote more than {MOST_SCRATCH // 2**20} MB")
+            self._look()
+
+    def _look(self) -> None:
+        """Raise ModelError where it takes more of the machine than it may; nothing within WATCH_SECONDS of the last."""
+        if time.monotonic() - self._looked < WATCH_SECONDS:
+            return
+        if what := excess(self._process.pid, self._scratch):
+            raise self._failure(what)
+        self._looked = time.monotonic()
 
     def _failure(self, what: str) -> ModelError:
         """With the last line that it wrote to stderr: what Python says of an error."""
         if what == "its process ended":
-            code = self._process.wait()
-            what += f" by signal {signal.Signals(-code).name}" if code < 0 else f" with code {code}"
+            what = self._how_it_ended()
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        said = f" ({_printable(lines[-1])})" if lines else ""
-        return ModelError(f"{self.submission.folder.name} failed: {what}{said}.", HINT)
+        said = f" ({printable(lines[-1])})" if lines else ""
+        return ModelError(f"{self._name} failed: {what}{said}.", HINT)
 
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for file in folder.rglob("*"):
+    def _how_it_ended(self) -> str:
         try:
-            total += file.lstat().st_size
-        except OSError:
-            continue  # it is gone already
-    return total
+            code = self._process.wait(WATCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipes"
+        number = -code if code < 0 else code - 128  # bubblewrap tells signals as shells do
+        names = {each.value: each.name for each in signal.Signals}
+        how = f"by signal {names.get(number, number)}" if number > 0 else f"with code {code}"
+        return f"its process ended {how}"
 
 
 @contextmanager
 def start(
-    submission: Submission, *, threads: int, memory: int = DEFAULT_MEMORY, allow_weaker: bool = False
+    submission: Submission,
+    *,
+    threads: int,
+    memory: int = DEFAULT_MEMORY,
+    allow_weaker: bool = False,
+    packages: Sequence[Path] = (),
 ) -> Iterator[Stranger]:
     """A process with the model of `submission`, loaded; it and all that it wrote are gone with the context.
 
     memory: bytes that it may use. allow_weaker: run its code though a wall is missing.
+    packages: folders of packages that go before those that are installed here.
     Raises MissedError where a wall is missing, ModelError where the model can't be loaded.
     """
     scratch = Path(tempfile.mkdtemp(prefix="slimkit-stranger-"))
@@ -167,9 +185,13 @@ def start(
     answers, their_answers = os.pipe()
     try:
         with tempfile.TemporaryFile() as errors:
-            arguments = (scratch, memory, threads, their_requests, their_answers)
+            arguments = (scratch, memory, threads, their_requests, their_answers, *packages)
+            absent = bubblewrap.why_absent()
             process = subprocess.Popen(
-                [sys.executable, child.__file__, submission.kind, str(submission.weights), *map(str, arguments)],
+                [
+                    *([] if absent else bubblewrap.around([submission.folder, *packages], scratch)),
+                    *(sys.executable, child.__file__, submission.kind, str(submission.weights), *map(str, arguments)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -180,11 +202,13 @@ def start(
             )
             os.close(their_requests)
             os.close(their_answers)
-            os.set_blocking(requests, False)
+            for ours in (requests, answers):  # the other end is not to be relied on
+                os.set_blocking(ours, False)
             stranger = Stranger(submission, {}, process, requests, answers, scratch, errors)
             try:
                 said = stranger.read_message(START_SECONDS).get("walls", {})
                 stranger.walls = {name: str(said.get(name, "it was not said")) for name in WALLS}
+                stranger.walls[BUBBLEWRAP] = absent
                 stranger.require_walls(allow_weaker)
                 os.write(requests, b"G")
                 stranger.read_message(LOAD_SECONDS)
@@ -194,7 +218,7 @@ def start(
     finally:
         os.close(requests)
         os.close(answers)
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -204,6 +228,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         process.kill()
     process.wait()
+
+
+def _remove(scratch: Path) -> None:
+    """By rm, which goes as deep as a hostile folder, where Python's own would reach its limit of recursion."""
+    subprocess.run(["rm", "-rf", "--", scratch], stderr=subprocess.DEVNULL, check=False)
 
 
 def _environment(threads: int, scratch: Path) -> dict[str, str]:

@@ -53,10 +53,46 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "process_vm_writev": (311, 271),
     "kcmp": (312, 272),
     "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
     "setrlimit": (160, 164),
     "setns": (308, 268),
     "unshare": (272, 97),
-    # the file system beyond Landlock's rules
+    # memory that no limit counts
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "fallocate": (285, 47),  # on ext4 it takes blocks beyond the limit on a file's size
+    # the file system beyond Landlock's rules, which know neither attributes nor who is watched
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
     "mount": (165, 40),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
@@ -103,6 +139,10 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "clock_adjtime": (305, 266),
 }
 CLONE, CLONE3, KILL_CALL, TGKILL, PRLIMIT = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261)
+PRCTL, FCNTL, SCHED_SETAFFINITY, MMAP = (157, 167), (72, 25), (203, 122), (9, 222)
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl: it ends with its parent, and keeps to that
+SIGNAL_OTHERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX of fcntl: a pipe's signals to whatever process
+SHARED, ANONYMOUS = 0x01, 0x20  # of mmap: both together are memory that RLIMIT_DATA does not count
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
@@ -127,6 +167,13 @@ def program(machine: str, process: int) -> list[Instruction]:
     filters += _only_if(CLONE[column], [(LOAD, 0, 0, ARGUMENTS), (ANY_BIT, 1, 0, CLONE_THREAD)], refuse)
     for signal in (KILL_CALL[column], TGKILL[column]):
         filters += _only_if(signal, [(LOAD, 0, 0, ARGUMENTS), (EQUAL, 1, 0, process)], refuse)
+    to_itself = [(LOAD, 0, 0, ARGUMENTS), (EQUAL, 2, 0, 0), (EQUAL, 1, 0, process)]
+    filters += _only_if(SCHED_SETAFFINITY[column], to_itself, refuse)
+    filters += _only_if(PRCTL[column], [(LOAD, 0, 0, ARGUMENTS), (EQUAL, 0, 1, PARENT_DEATH_SIGNAL)], refuse)
+    for command in SIGNAL_OTHERS:
+        filters += _only_if(FCNTL[column], [(LOAD, 0, 0, ARGUMENTS + 8), (EQUAL, 0, 1, command)], refuse)
+    both = [(LOAD, 0, 0, ARGUMENTS + 24), (ANY_BIT, 0, 2, SHARED), (ANY_BIT, 0, 1, ANONYMOUS)]
+    filters += _only_if(MMAP[column], both, refuse)
     for half in (0, 4):  # a null pointer to new limits: they are asked for, not set
         filters += _only_if(PRLIMIT[column], [(LOAD, 0, 0, ARGUMENTS + 16 + half), (EQUAL, 1, 0, 0)], refuse)
     return [*filters, (RETURN, 0, 0, ALLOW)]

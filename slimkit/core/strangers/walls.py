@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from slimkit.core.strangers import seccomp
@@ -18,23 +18,25 @@ MOST_FILE = 64 * 2**20  # bytes of each file that it writes
 MOST_FILES = 256  # open at once
 MOST_SECONDS = 3600  # of computing, over all threads
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/localtime")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+PYTHON = ("bin", "lib", "lib64", "pyvenv.cfg")  # of the folder of an interpreter, in which there may be more
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
 HARDWARE = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system", "/proc/self")
 
 WALLS = ("limits", "capabilities", "no_new_privs", "landlock", "seccomp")  # in the order in which they go up
+BUBBLEWRAP = "bubblewrap"  # around all of them, where it works
 
 
-def raise_walls(folder: Path, scratch: Path, memory: int) -> dict[str, str]:
+def raise_walls(shown: Sequence[Path], scratch: Path, memory: int) -> dict[str, str]:
     """Put up what can be put up; gives for each of WALLS "" where it holds, or why it is missing.
 
-    folder: may be read. scratch: may be written, too. memory: bytes that may be used. To be called before other threads
-    are started: two of the walls are of one thread and those that it starts.
+    shown: folders that may be read. scratch: may be written, too. memory: bytes that may be used. To be called before
+    other threads are started: two of the walls are of one thread and those that it starts.
     """
     walls: dict[str, Callable[[], None]] = {
         "limits": lambda: set_limits(memory),
         "capabilities": drop_capabilities,
         "no_new_privs": keep_privileges_down,
-        "landlock": lambda: hide_files(folder, scratch),
+        "landlock": lambda: hide_files(shown, scratch),
         "seccomp": seccomp.install,
     }
     return {name: _try(walls[name]) for name in WALLS}
@@ -63,8 +65,9 @@ def set_limits(memory: int) -> None:
         _, hard = resource.getrlimit(kind)
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
+    parent = os.getppid()
     _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() == 1:
+    if os.getppid() != parent:
         raise OSError(errno.ESRCH, "the parent is gone already")
 
 
@@ -84,32 +87,39 @@ def keep_privileges_down() -> None:
     _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
 
 
-def hide_files(folder: Path, scratch: Path) -> None:
-    """Leave of the file system the interpreter with its packages, `folder` to read and `scratch` to write."""
+def hide_files(shown: Sequence[Path], scratch: Path) -> None:
+    """Leave of the file system the interpreter with its packages, and `shown` to read, `scratch` to write."""
     from landlockpy import AccessFS, Ruleset, Scope
 
     read = AccessFS.READ_FILE | AccessFS.READ_DIR
     write = read | AccessFS.WRITE_FILE | AccessFS.TRUNCATE | AccessFS.MAKE_REG | AccessFS.MAKE_DIR
     write |= AccessFS.REMOVE_FILE | AccessFS.REMOVE_DIR
     with Ruleset(scoped=Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL) as rules:
-        for path in _existing([*_interpreter(), *SYSTEM, *HARDWARE]):
+        for path in readable():
             rules.allow_path(path, read | AccessFS.EXECUTE if path.is_dir() else AccessFS.READ_FILE)
-        for path in _existing(DEVICES):
+        for path in _readable_here(DEVICES):
             rules.allow_path(path, AccessFS.READ_FILE | AccessFS.WRITE_FILE)
-        rules.allow_path(folder, read)
+        for folder in shown:
+            rules.allow_path(folder, read)
         rules.allow_path(scratch, write)
         rules.restrict()
+
+
+def readable() -> list[Path]:
+    """What every process may read: the interpreter with its packages, the system's libraries, what the hardware is."""
+    return _readable_here([*_interpreter(), *SYSTEM, *HARDWARE])
 
 
 def _interpreter() -> list[str]:
     """Where Python and its packages lie: folders of packages alone, not what else is on sys.path."""
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages", "lib-dynload")]
     own = str(Path(__file__).resolve().parents[2])  # slimkit itself
-    return [*packages, sys.prefix, sys.base_prefix, own]
+    parts = [str(Path(root, name)) for root in (sys.prefix, sys.base_prefix) for name in PYTHON]
+    return [*packages, *parts, own]
 
 
-def _existing(paths: Iterable[str]) -> list[Path]:
-    return [Path(path) for path in dict.fromkeys(paths) if Path(path).exists()]
+def _readable_here(paths: Iterable[str]) -> list[Path]:
+    return [Path(path) for path in dict.fromkeys(paths) if os.access(path, os.R_OK)]
 
 
 def _prctl(option: int, value: int) -> None:
