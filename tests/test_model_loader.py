@@ -178,7 +178,7 @@ def _sign(folder: Path, change: Callable[[dict[str, Any]], None] = lambda metada
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format_version=3), "format_version"),
+        (lambda m: m.update(format_version=4), "format_version"),
         (lambda m: m.pop("files"), "'files'"),
         (lambda m: m.update(files=[]), "'files'"),
         (lambda m: m["files"].pop("weights"), "'files'"),

@@ -15,8 +15,11 @@ from slimkit.core.options import QuantizeOptions
     scheme=typer.Option("--scheme", help="static: activation ranges from training images; dynamic: from each input."),
     calibration=typer.Option("--calibration", help="How static ranges are chosen from the values that were seen."),
     calibration_images=typer.Option("--calibration-images", help="Training images that the static ranges come from."),
-    weight_bits=typer.Option(
-        "--weight-bits", help="8, or 4: stored two to a byte, except in the first and the last layer."
+    weight_bits=typer.Option("--weight-bits", help="2, 3, 4, 5, 6 or 8. The first and the last layer keep 8."),
+    compress_weights=typer.Option(
+        "--compress-weights/--no-compress-weights",
+        help="Store the weights coded by their frequencies: the smallest file with the same answers, decoded once when "
+        "it is loaded. Without it: one to a byte, of 4 bits two.",
     ),
     reduce_range=typer.Option(
         "--reduce-range/--no-reduce-range",

@@ -16,7 +16,8 @@ from slimkit.core.sizes import Size
 from slimkit.core.typed import FieldError, parse_dataclass
 
 FORMAT_VERSION = 1
-GRAPH_FORMAT_VERSION = 2  # the newest: `tensors` and the layers are a float network, which no class rebuilds
+GRAPH_FORMAT_VERSION = 2  # `tensors` and the layers are a float network, which no class rebuilds
+CODED_FORMAT_VERSION = 3  # the newest: an int8 network whose weights file is coded
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -140,10 +141,10 @@ class Architecture:
             architecture = parse_dataclass(Architecture, data, source)
         except FieldError as error:
             raise FolderError(f"{error}.", "Correct the field, or write the model folder again.") from None
-        if architecture.format_version > GRAPH_FORMAT_VERSION:
+        if architecture.format_version > CODED_FORMAT_VERSION:
             raise FolderError(
                 f"{source} has format version {architecture.format_version}; the newest known is "
-                f"{GRAPH_FORMAT_VERSION}.",
+                f"{CODED_FORMAT_VERSION}.",
                 "Install a newer slimkit.",
             )
         return architecture
@@ -162,6 +163,11 @@ class Architecture:
     def is_graph(self) -> bool:
         """Whether the float network is stored as its graph: each layer is an operation, called by its `options`."""
         return self.tensors is not None
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the weights file holds the state dict as one coded string of bytes."""
+        return self.format_version == CODED_FORMAT_VERSION
 
     @property
     def is_quantized(self) -> bool:

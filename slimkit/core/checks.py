@@ -9,6 +9,7 @@ from typing import Any
 
 from slimkit.core.errors import UsageError
 from slimkit.core.options import (
+    WEIGHT_BITS,
     DistillOptions,
     ModelOptions,
     PruneOptions,
@@ -73,7 +74,7 @@ RANGES = {
     "min_agreement": Range(0, 100, "95"),
     "reconstruction_images": IMAGES,
     "calibration_images": IMAGES,
-    "weight_bits": Range(4, 8, "8"),
+    "weight_bits": Range(min(WEIGHT_BITS), max(WEIGHT_BITS), "8"),
     "runs": RUNS,
     "baseline_size": dataclasses.replace(POSITIVE, example="50"),
     "baseline_latency": dataclasses.replace(POSITIVE, example="10"),
@@ -189,8 +190,10 @@ def _check_distill(options: DistillOptions) -> None:
 
 
 def _check_quantize(options: QuantizeOptions) -> None:
-    if options.weight_bits not in (4, 8):
-        raise UsageError(f"--weight-bits {options.weight_bits} can't be stored.", "Give 8 or 4.")
+    if options.weight_bits not in WEIGHT_BITS:
+        raise UsageError(
+            f"--weight-bits {options.weight_bits} can't be had.", f"Give one of {', '.join(map(str, WEIGHT_BITS))}."
+        )
     if options.qat_epochs and options.scheme != "static":
         raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
 

@@ -16,10 +16,12 @@ from torch import nn
 
 import slimkit
 from slimkit.core.architecture import Architecture
+from slimkit.core.coding.encoder import encode_weights
 from slimkit.core.errors import FolderError
 from slimkit.core.files import recover_folder, require_folder, staged_folder
 from slimkit.core.readme import render_readme
 from slimkit.standalone import model_loader
+from slimkit.standalone.model import CODED_KEY, Int8Network
 
 ARCHITECTURE = "trained_pruned_architecture.json"
 METADATA = "model_metadata.json"
@@ -124,9 +126,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def serialize_weights(module: nn.Module) -> bytes:
-    """The state dict as the bytes of a weights file; its tensors are contiguous and on the CPU."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def serialize_weights(module: nn.Module, *, coded: bool = False) -> bytes:
+    """The state dict as the bytes of a weights file; its tensors are contiguous and on the CPU.
+
+    coded: as one tensor; see `encode_weights`. `module` is an int8 network then.
+    """
+    if coded:
+        assert isinstance(module, Int8Network)
+        state = {CODED_KEY: encode_weights(module)}
+    else:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -144,7 +153,7 @@ def _read_text(file: Path) -> str:
 def _write_files(classifier: Classifier, folder: Path, figures: dict[str, Any]) -> None:
     architecture = classifier.architecture
     weights = weights_name(architecture.model_type)
-    (folder / weights).write_bytes(serialize_weights(classifier.module))
+    (folder / weights).write_bytes(serialize_weights(classifier.module, coded=architecture.is_coded))
     (folder / ARCHITECTURE).write_text(architecture.to_json(), encoding="utf-8")
     for name in CODE:
         shutil.copyfile(Path(model_loader.__file__).parent / name, folder / name)

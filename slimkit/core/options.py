@@ -16,6 +16,7 @@ Importance = Literal["error", "l1", "l2", "bn_scale", "taylor", "fpgm", "random"
 Scope = Literal["local", "global", "isomorphic"]
 Target = Literal["fp32", "int8"]
 
+WEIGHT_BITS = (2, 3, 4, 5, 6, 8)  # that weights can be quantized to
 DEFAULT_RATE = 0.3  # of a pruning that is given no budget
 BUDGETS = ("rate", "macs", "params", "latency", "max_drop")  # of a pruning: at most one is given
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -156,7 +157,8 @@ class QuantizeOptions(ModelOptions):
     scheme: Scheme = "static"
     calibration: Calibration = "mse"  # how a range is chosen from the values seen; see `observe_ranges`
     calibration_images: int = 512
-    weight_bits: int = 8  # 8, or 4 for all layers but the first and the last
+    weight_bits: int = 8  # one of WEIGHT_BITS; the first and the last layer keep 8
+    compress_weights: bool = True  # store the weights coded by their frequencies, with the same answers
     reduce_range: bool | None = (
         None  # weights of 7 bits, whose sums can't saturate on x86 CPUs without VNNI; None: where this CPU is one
     )

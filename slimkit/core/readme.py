@@ -5,6 +5,7 @@ from typing import Any
 from slimkit.core.architecture import Architecture, Layer, Preprocessing
 from slimkit.core.sizes import show_size
 
+PLAIN = "a state dict of plain tensors"  # how the weights file holds the weights
 _TEMPLATE = """\
 # {model_type}, {num_classes} classes
 
@@ -13,7 +14,7 @@ _TEMPLATE = """\
 ## Files
 | file | holds |
 | --- | --- |
-| `{weights}` | the weights: a state dict of plain tensors, {size:.2f} MB (2^20 bytes) |
+| `{weights}` | the weights: {held}, {size:.2f} MB (2^20 bytes) |
 | `trained_pruned_architecture.json` | the architecture: every layer, input, classes, preprocessing, how it was made |
 | `model_metadata.json`, `metadata.json` | format, sha256 of each file, measured figures (one file under two names) |
 | `model.py` | builds the network from the architecture |
@@ -62,6 +63,7 @@ def render_readme(architecture: Architecture, weights: str, weights_bytes: int, 
         num_classes=architecture.num_classes,
         summary=_summary(architecture),
         weights=weights,
+        held="coded as one tensor of bytes, which `model.py` decodes" if architecture.is_coded else PLAIN,
         size=weights_bytes / 2**20,
         channels=channels,
         height=height,

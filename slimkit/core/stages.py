@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimkit.core.architecture import Architecture
+from slimkit.core.coding.classifier import stored_bytes
 from slimkit.core.data import ImageSet, label_map
 from slimkit.core.distillation.stage import distill
 from slimkit.core.errors import ModelError
@@ -135,7 +136,7 @@ def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> Stage
     known = made.fidelity.figures()
     result = _write(made.classifier, classifier, data, options, progress, made.notes, known)
     weights = options.output / weights_name(result.architecture.model_type)
-    sizes = dataclasses.asdict(size_breakdown(made.classifier.module.state_dict(), weights))
+    sizes = dataclasses.asdict(size_breakdown(stored_bytes(made.classifier), weights))
     return dataclasses.replace(result, figures=result.figures | {f"{part}_bytes": n for part, n in sizes.items()})
 
 

@@ -9,19 +9,24 @@ for a float network that is stored by its name there). Its chapters:
     Graphs                       the interpreter of any other float network
     What an architecture may say the checks of what may come from a stranger
     int8 networks                their layers, and the arithmetics that compute them
+    Coded weights                the weights of an int8 network out of one short string of bytes
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import io
 import itertools
 import math
 import operator
+import struct
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -824,7 +829,7 @@ _PAIRS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}  # with th
 _ARITHMETIC: dict[str, tuple[Any, ...]] = {
     "scheme": ("static", "dynamic"),
     "output": ("float32", "uint8 per tensor"),
-    "weight_bits": (4, 8),
+    "weight_bits": (2, 3, 4, 5, 6, 8),
 }
 _WORDS = {"activation": ("relu", "relu6"), **_ARITHMETIC}
 
@@ -1560,7 +1565,6 @@ class _Int8Weights(Int8Layer):
         if self.is_dynamic and self.gives_codes:
             raise ValueError("a dynamic layer gives float32")
         self.weight_shape = shape
-        # Two weights of 4 bits to a byte: each + 8, the first in the low bits.
         self.is_packed = entry["quantization"].get("weight_bits") == 4
         size = (math.prod(shape) + 1) // 2
         weight = torch.zeros(size).byte() if self.is_packed else torch.zeros(shape).char()
@@ -1570,11 +1574,22 @@ class _Int8Weights(Int8Layer):
 
     def weight_codes(self) -> Tensor:
         """int8 [out_channels, in_channels / groups, ...]."""
-        weight: Tensor = self.weight  # type: ignore[assignment]  # a buffer
-        if not self.is_packed:
-            return weight
-        codes = torch.stack([weight & 15, weight >> 4], 1).flatten().char() - 8
-        return codes[: math.prod(self.weight_shape)].view(self.weight_shape)
+        return unpack(self.weight, self.weight_shape)  # type: ignore[arg-type]  # a buffer
+
+
+def pack(codes: Tensor) -> Tensor:
+    """int8 codes from -8 to 7, of any shape, as uint8 [half as many]: two to a byte, each + 8, the first low."""
+    flat = (codes.flatten() + 8).to(torch.uint8)
+    flat = torch.cat([flat, flat.new_zeros(len(flat) % 2)])
+    return flat[0::2] | flat[1::2] << 4
+
+
+def unpack(stored: Tensor, shape: Sequence[int]) -> Tensor:
+    """int8 codes of `shape` from how a layer holds them: the reverse of `pack` where that was used."""
+    if stored.dtype == torch.int8:
+        return stored
+    codes = torch.stack([stored & 15, stored >> 4], 1).flatten().to(torch.int8) - 8
+    return codes[: math.prod(shape)].view(*shape)
 
 
 class QuantizedConv2d(_Int8Weights):
@@ -2290,3 +2305,216 @@ def _is_right(kernels: FloatArithmetic, layer: Any, codes: Tensor) -> bool:
     result = layer(kernels, kernels.quantize(quantize, signal.float()))
     values = (result if isinstance(result, Codes) else _codes_of(result)).values
     return bool(((values - (sums / scale + 128).round()).abs() <= 1).all())
+
+
+# ---- Coded weights ----
+# An int8 network's state dict as one string of bytes, hardly longer than the entropy of its numbers.
+#
+# The numbers lie in matrices of bytes; a table says how often each byte is in a column, and rANS (Duda 2013,
+# arXiv:1311.2540) spends on each the bits that it deserves. Its states are lanes that advance side by side (Giesen
+# 2014, arXiv:1402.3392): a step takes a byte out of every lane, then fills those that run low with a word. The string:
+#
+#     CODED_HEADER   the mark, the CRC-32 of all that follows, that of the matrices, and how many lanes, words and
+#                    bytes of tables there are
+#     tables         UNIFORM, SAME or OWN for each column, all of them compressed by zlib
+#     lanes          uint32, little-endian like every number here: the states to start from
+#     words          uint16, in the order in which the lanes take them
+
+CODED_KEY = "coded_weights"  # of the only tensor in the weights file, uint8 [bytes]
+CODED_MARK = b"rANS"
+CODED_HEADER = struct.Struct("<4s5I")
+UNIFORM, SAME, OWN = b"\0", b"\1", b"\2"  # a table: all alike; as the column before; first and last byte, levels
+PRECISION = 14  # bits of a frequency
+TOTAL = 2**PRECISION  # the sum of the frequencies in a table
+LOWEST, WORD = 2**16, 16  # what a state falls below before it is filled with so many bits
+MOST_STEPS = 2**14  # through all that is coded: with fewer lanes, which need more, it would take too long
+LEVELS = (0, *(math.isqrt(math.isqrt(math.isqrt(2 ** (n + 64)))) for n in range(8 * PRECISION + 1)))  # 8 to an octave
+EVEN = bytes([1] * 256)  # the levels where all are alike
+MOST_TAPS = 64  # of a kernel that has a column for each of them
+
+
+def decode_weights(coded: Tensor, network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `network`, an int8 one, out of `coded`, uint8 [bytes]; it is not yet loaded.
+
+    Names, shapes and types are the network's own: memory is taken for them, and for `coded` a few times. Raises
+    ValueError for bytes that were damaged, or coded for another network.
+    """
+    if coded.dtype != torch.uint8 or coded.dim() != 1 or not isinstance(network, Int8Network):
+        raise ValueError("coded weights are bytes in a row, and an int8 network's")
+    groups = coded_groups(network)
+    tables, lanes, checksum = _open_coded(_bytes_of(coded), groups)
+    state: dict[str, Tensor] = {}
+    found = 0
+    with _one_thread():  # steps are too short for two, which would wait for each other
+        for group in groups:
+            matrix = torch.empty(group.columns, group.rows, dtype=torch.uint8)
+            for column in matrix:
+                lanes.take(_table(next(tables)), column)
+            state |= group.tensors(matrix)
+            found = zlib.crc32(_bytes_of(matrix), found)
+    lanes.finish()
+    if found != checksum:
+        raise ValueError("the coded weights are not those that were coded: their checksum is another")
+    return state
+
+
+def _bytes_of(x: Tensor) -> bytes:
+    x = x.contiguous()  # lives until its memory is read
+    return ctypes.string_at(x.data_ptr(), x.nbytes)
+
+
+class CodedGroup(NamedTuple):
+    """Tensors that are coded together. A row of their matrix has the bytes of a number, or a kernel's int8 weights."""
+
+    shapes: dict[str, Sequence[int]]  # of the tensors, by name
+    dtype: torch.dtype
+    columns: int
+    is_packed: bool  # whether the network holds two codes to a byte
+
+    @property
+    def rows(self) -> int:
+        """Of the matrix."""
+        return sum(map(math.prod, self.shapes.values())) * self.dtype.itemsize // self.columns
+
+    def matrix(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The bytes of these tensors in `state`, uint8 [columns, rows]: plus 128, so that -1 is beside 0."""
+        parts = [unpack(state[name], shape) if self.is_packed else state[name] for name, shape in self.shapes.items()]
+        values = torch.cat([part.flatten() for part in parts]).view(torch.uint8) ^ 128
+        return values.view(-1, self.columns).T
+
+    def tensors(self, matrix: Tensor) -> dict[str, Tensor]:
+        """The reverse of `matrix`."""
+        values = (matrix.T.flatten() ^ 128).view(self.dtype)
+        parts = zip(self.shapes.items(), torch.split(values, [math.prod(s) for s in self.shapes.values()]), strict=True)
+        return {name: pack(part) if self.is_packed else part.reshape(tuple(shape)) for (name, shape), part in parts}
+
+
+def coded_groups(network: Int8Network) -> list[CodedGroup]:
+    """How a state dict is coded: each int8 weight by itself, all other tensors with those of the same name."""
+    layers = {f"{name}.weight": layer for name, layer in network.named_modules() if isinstance(layer, _Int8Weights)}
+    groups = [
+        CodedGroup({name: layer.weight_shape}, torch.int8, _taps(layer.weight_shape), layer.is_packed)
+        for name, layer in layers.items()
+    ]
+    others: dict[tuple[str, torch.dtype], dict[str, Sequence[int]]] = defaultdict(dict)
+    for name, tensor in network.state_dict().items():
+        if name not in layers:
+            others[name.rpartition(".")[2], tensor.dtype][name] = tensor.shape
+    return groups + [CodedGroup(shapes, dtype, dtype.itemsize, False) for (_, dtype), shapes in others.items()]
+
+
+def _taps(shape: Sequence[int]) -> int:
+    taps = math.prod(shape[2:])
+    return taps if taps <= MOST_TAPS else 1
+
+
+def frequencies_of(levels: bytes) -> Tensor:
+    """How often each of the 256 bytes is in TOTAL, int64, for its level: 0 for never, else its place in LEVELS.
+
+    Computed in integers, so that it is the same on every machine.
+    """
+    weights = torch.tensor([LEVELS[level] for level in levels])
+    present = weights > 0
+    ends = weights.cumsum(0) * (TOTAL - int(present.sum())) // int(weights.sum()) + present.cumsum(0)
+    frequencies: Tensor = ends.diff(prepend=ends.new_zeros(1))
+    return frequencies
+
+
+class _Table(NamedTuple):
+    """What each of the TOTAL values says that the low bits of a state can have."""
+
+    symbols: Tensor  # uint8: the byte that it stands for
+    frequencies: Tensor  # int64, of that byte
+    offsets: Tensor  # int64: how many lower values stand for the same byte
+
+
+@functools.lru_cache(maxsize=1)
+def _table(levels: bytes) -> _Table:
+    frequencies = frequencies_of(levels)
+    symbols = torch.arange(256).repeat_interleave(frequencies)
+    starts = frequencies.cumsum(0) - frequencies
+    return _Table(symbols.to(torch.uint8), frequencies[symbols], torch.arange(TOTAL) - starts[symbols])
+
+
+class _Lanes:
+    """The states, and the words that they are filled with."""
+
+    def __init__(self, states: Tensor, words: Tensor) -> None:
+        """states: int64 [lanes], below 2^32; words: int64, each below 2^16."""
+        self._states, self._words, self._place = states, words, 0
+
+    def take(self, table: _Table, column: Tensor) -> None:
+        """Fill `column`, uint8 [rows], with as many bytes."""
+        for row in torch.split(column, len(self._states)):
+            states = self._states[: len(row)]
+            low_bits = states & (TOTAL - 1)
+            torch.index_select(table.symbols, 0, low_bits, out=row)
+            states >>= PRECISION
+            states *= table.frequencies.index_select(0, low_bits)
+            states += table.offsets.index_select(0, low_bits)
+            self._fill(states)
+
+    def _fill(self, states: Tensor) -> None:
+        """Give each state below LOWEST the next word."""
+        are_low = states < LOWEST
+        start, self._place = self._place, self._place + int(are_low.sum())
+        if self._place > len(self._words):
+            raise ValueError("the coded weights have too few words")
+        states <<= are_low * WORD
+        states += torch.zeros_like(states).masked_scatter_(are_low, self._words[start : self._place])
+
+    def finish(self) -> None:
+        """Raise ValueError unless every lane is as the first byte found it, and no word is left."""
+        if self._place < len(self._words) or (self._states != LOWEST).any():
+            raise ValueError("the coded weights are another network's: they don't end where they should")
+
+
+def _open_coded(content: bytes, groups: Sequence[CodedGroup]) -> tuple[Iterator[bytes], _Lanes, int]:
+    """The levels of each column, the lanes before the first step, and the checksum of the matrices."""
+    if len(content) < CODED_HEADER.size:
+        raise ValueError("the coded weights end within their header")
+    mark, checksum, checksum_of_matrices, lanes, words, tables = CODED_HEADER.unpack_from(content)
+    ends = list(itertools.accumulate([CODED_HEADER.size, tables, 4 * lanes, 2 * words]))
+    if mark != CODED_MARK or ends[-1] != len(content):
+        raise ValueError("the coded weights don't have the parts that their header tells of")
+    if zlib.crc32(content[8:]) != checksum:
+        raise ValueError("the coded weights were damaged: they have another checksum")
+    if sum(group.rows * group.columns for group in groups) > MOST_STEPS * lanes:
+        raise ValueError(f"the coded weights have too few lanes: {lanes}")
+    columns = sum(group.columns for group in groups)
+    stored, states, rest = (content[start:end] for start, end in itertools.pairwise(ends))
+    steps = _Lanes(_numbers(states, torch.int32).long() & 0xFFFFFFFF, _numbers(rest, torch.int16).long() & 0xFFFF)
+    return _read_levels(stored, columns), steps, checksum_of_matrices
+
+
+def _numbers(content: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def _read_levels(stored: bytes, columns: int) -> Iterator[bytes]:
+    """For each column the levels of all 256 bytes."""
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(stored, columns * (3 + 256) + 1)
+    except zlib.error as error:
+        raise ValueError(f"the tables of the coded weights were damaged: {error}") from None
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("the tables of the coded weights don't end where they should")
+    stream, found = io.BytesIO(content), [EVEN]
+    for _ in range(columns):
+        found.append(_read_table(stream, found[-1]))
+    if stream.read(1):
+        raise ValueError("the coded weights have more tables than there are columns")
+    return iter(found[1:])
+
+
+def _read_table(stream: IO[bytes], before: bytes) -> bytes:
+    """The levels of one column; before: those of the last one."""
+    kind = stream.read(1)
+    if kind in (UNIFORM, SAME):
+        return EVEN if kind == UNIFORM else before
+    low, high = stream.read(1), stream.read(1)
+    levels = stream.read(max(0, high[0] - low[0] + 1)) if low and high else b""
+    if kind != OWN or not any(levels) or max(levels) >= len(LEVELS) or len(levels) <= high[0] - low[0]:
+        raise ValueError("the coded weights have a table that can't be")
+    return bytes(low[0]) + levels + bytes(255 - high[0])

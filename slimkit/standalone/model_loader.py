@@ -44,11 +44,16 @@ from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 METADATA = "model_metadata.json"
-FORMAT_VERSIONS = (1, 2)  # that are understood here; 2: a float network as its graph
+FORMAT_VERSIONS = (1, 2, 3)  # that are understood here; 2: a float network as its graph; 3: int8 with coded weights
+CODED_FORMAT_VERSION = 3
 MB = 2**20  # bytes
 MOST_JSON = 64 * MB
 LARGEST_SIDE = 2**14  # pixels of an image
 SPARE_BYTES = 16 * MB  # of a weights file, beside the tensors: names and alignment
+EXPANSION = {
+    False: 2,
+    True: 64,
+}  # bytes of weights that a byte of a file may stand for: plain, where two share it; coded
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 IMAGE_SUFFIXES |= {".pnm", ".pbm"}
 ARRAY_SUFFIX = ".npy"  # an image of any number of channels, as NumPy saves it
@@ -85,8 +90,26 @@ def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
     model = _build(architecture, files["architecture"], stored)
     if stored > 2 * (most := _most_bytes(model)) + SPARE_BYTES:
         raise ValueError(f"{files['weights']} holds {stored:,} bytes; the architecture has {most:,} bytes of weights")
-    fill(model, read_weights(files["weights"]), files["weights"])
+    weights = read_weights(files["weights"])
+    fill(model, _decoded(weights, model, files["weights"]) if is_coded(architecture) else weights, files["weights"])
     return model.eval()
+
+
+def _decoded(weights: dict[str, Tensor], model: nn.Module, source: Path) -> dict[str, Tensor]:
+    """The state dict of `model` out of coded `weights`."""
+    code = _model_code()
+    if list(weights) != [code.CODED_KEY]:
+        raise ValueError(f"{source} has no coded weights, which the architecture tells of")
+    try:
+        state: dict[str, Tensor] = code.decode_weights(weights[code.CODED_KEY], model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return state
+
+
+def is_coded(architecture: dict[str, Any]) -> bool:
+    """Whether the weights file holds one string of bytes, out of which model.py decodes the state dict."""
+    return architecture.get("format_version") == CODED_FORMAT_VERSION
 
 
 def verify(folder: Path) -> dict[str, Path]:
@@ -219,7 +242,8 @@ def _build(architecture: dict[str, Any], source: Path, stored: int) -> nn.Module
     code = _model_code()
     try:
         code.check_layers(architecture["layers"])
-        if (declared := code.declared_bytes(architecture)) > 2 * stored + SPARE_BYTES:  # two may share theirs
+        most = EXPANSION[is_coded(architecture)] * stored + SPARE_BYTES
+        if (declared := code.declared_bytes(architecture)) > most:
             raise ValueError(f"its layers have {declared:,} bytes of weights; the weights file holds {stored:,}")
         model: nn.Module = code.build_model(architecture)
         code.check_network(model, architecture["input_shape"], architecture["num_classes"])

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 MB = 2**20
 
 
@@ -25,14 +23,11 @@ def size_mb(file: Path) -> float:
     return file.stat().st_size / MB
 
 
-def size_breakdown(state_dict: Mapping[str, Tensor], file: Path) -> SizeBreakdown:
-    """What the bytes of `file` hold, which `state_dict` was saved in."""
-    total = {True: 0, False: 0}
-    for name, tensor in state_dict.items():
-        total[_is_scale(name)] += tensor.numel() * tensor.element_size()
-    return SizeBreakdown(
-        weights=total[False], scales=total[True], container=file.stat().st_size - total[True] - total[False]
-    )
+def size_breakdown(tensors: Mapping[str, float], file: Path) -> SizeBreakdown:
+    """What the bytes of `file` hold, where `tensors` says by name how many each tensor takes: see `stored_bytes`."""
+    scales = round(sum(size for name, size in tensors.items() if _is_scale(name)))
+    weights = round(sum(tensors.values())) - scales
+    return SizeBreakdown(weights=weights, scales=scales, container=file.stat().st_size - weights - scales)
 
 
 def _is_scale(name: str) -> bool:

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.calibrate import observe_means
 from slimkit.core.quantization.lowering import WEIGHTED, Operation, scale_owners
-from slimkit.core.quantization.weights import fit_biases, fold_batch_norm, pack, round_bias, unpack
+from slimkit.core.quantization.weights import fit_biases, fold_batch_norm, round_bias
+from slimkit.standalone.model import pack, unpack
 
 State = Mapping[str, Tensor]
 

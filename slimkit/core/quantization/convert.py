@@ -33,10 +33,9 @@ from slimkit.core.quantization.saturation import reduced_weight
 from slimkit.core.quantization.weights import (
     batch_norm_as_affine,
     fold_batch_norm,
-    pack,
     quantize_weight,
 )
-from slimkit.standalone.model import build_model
+from slimkit.standalone.model import build_model, pack
 
 Scheme = Literal["static", "dynamic"]
 CALIBRATION = "calibration images"
@@ -64,7 +63,7 @@ def quantize(
     calibration: Iterable[Tensor] | None,
     method: Method = "mse",
     keep_float: Collection[str] = (),
-    four_bit: Collection[str] = (),
+    weight_bits: Mapping[str, int] | None = None,
     weights: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     reduce_range: bool = False,
     progress: Progress = silent,
@@ -78,7 +77,7 @@ def quantize(
         with the float ones on these images; on seeded random ones where there are none.
     method: how a range is chosen from what calibration saw: see `observe_ranges`.
     keep_float: names of layers that stay in float.
-    four_bit: names of layers whose weights get 4 bits, from -7 to 7, stored two to a byte.
+    weight_bits: for layers by name, how many bits their weights get, of WEIGHT_BITS; 8 for all others.
     weights: for layers by name, weights that are rounded already: int8 codes [out, in / groups, ...] and float32 scale
         [out], of the weight that `folded_layers` gives.
     reduce_range: keep the other weights of 8 bits to 7, so that no sum saturates on x86 CPUs without VNNI, where
@@ -97,11 +96,12 @@ def quantize(
     else:
         operations = fuse_sums(operations)
         operations = [replace(o, is_float=o.name in keep_float or o.type not in WEIGHTED) for o in operations]
-    state = _weights(operations, four_bit, weights or {}, reduce_range) | _other_numbers(operations, traced)
+    bits = {o.name: (weight_bits or {}).get(o.name, 8) for o in operations}
+    state = _weights(operations, bits, weights or {}, reduce_range) | _other_numbers(operations, traced)
     if scheme == "static":
         ranges = observe_ranges(traced, _nodes_with_ranges(operations), batches, method, progress)
         state |= _output_scales(operations, ranges)
-    architecture = _architecture(classifier.architecture, operations, state, scheme, four_bit)
+    architecture = _architecture(classifier.architecture, operations, state, scheme, bits)
     network = _build(architecture, state)
     if scheme == "static":
         corrected = correct_biases(traced, operations, state, batches, progress)
@@ -182,7 +182,7 @@ def _other_numbers(operations: list[Operation], traced: fx.GraphModule) -> dict[
 
 def _weights(
     operations: list[Operation],
-    four_bit: Collection[str],
+    bits: Mapping[str, int],
     given: Mapping[str, tuple[Tensor, Tensor]],
     reduce_range: bool,
 ) -> dict[str, Tensor]:
@@ -201,11 +201,11 @@ def _weights(
             continue
         if name in given:
             codes, scale = given[name]
-        elif reduce_range and name not in four_bit:
+        elif reduce_range and bits[name] == 8:
             codes, scale = reduced_weight(weight.cpu())
         else:
-            codes, scale = quantize_weight(weight.cpu(), 4 if name in four_bit else 8)
-        state[f"{name}.weight"] = pack(codes) if name in four_bit else codes
+            codes, scale = quantize_weight(weight.cpu(), bits[name])
+        state[f"{name}.weight"] = pack(codes) if bits[name] == 4 else codes
         state[f"{name}.weight_scale"] = scale
     return state
 
@@ -221,11 +221,11 @@ def _architecture(
     operations: list[Operation],
     state: dict[str, Tensor],
     scheme: Scheme,
-    four_bit: Collection[str],
+    bits: Mapping[str, int],
 ) -> Architecture:
     floats = {layer.name: layer for layer in before.layers}
     layers = tuple(
-        _layer(operation, floats.get(operation.name), state, _quantization(operation, scheme, four_bit))
+        _layer(operation, floats.get(operation.name), state, _quantization(operation, scheme, bits))
         for operation in operations
     )
     steps = (*before.compression_steps, f"quantize ({scheme} int8)")
@@ -261,14 +261,14 @@ def _layer(
     )
 
 
-def _quantization(operation: Operation, scheme: Scheme, four_bit: Collection[str]) -> dict[str, Any] | None:
+def _quantization(operation: Operation, scheme: Scheme, bits: Mapping[str, int]) -> dict[str, Any] | None:
     """How a layer is quantized; None where it computes in float."""
     if operation.is_float:
         return None
     entry: dict[str, Any] = {"scheme": scheme}
     if operation.type in WEIGHTED:
-        bits = 4 if operation.name in four_bit else 8
-        entry |= {"weight_bits": bits, "weight": f"int{bits} per output channel"}
+        count = bits[operation.name]
+        entry |= {"weight_bits": count, "weight": f"int{count} per output channel"}
     entry |= {"activation": "uint8 per tensor" if scheme == "static" else "uint8 per image"}
     if operation.type not in PASSING:
         entry["output"] = "uint8 per tensor" if operation.gives_codes else "float32"

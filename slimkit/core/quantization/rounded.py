@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from slimkit.core.folder import Classifier
-from slimkit.core.quantization.weights import fit_biases, pack, round_bias
-from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
+from slimkit.core.quantization.weights import fit_biases, round_bias
+from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear, pack
 
 
 @dataclass(frozen=True)

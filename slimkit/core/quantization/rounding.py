@@ -14,7 +14,7 @@ from slimkit.core.quantization.weights import usable_scale
 
 BLOCK = 128  # columns whose effect on all later ones is worked out at once
 DAMPING = 0.01  # of the mean variance, added to each: Frantar et al. 2022
-SHRINKS = torch.linspace(1.05, 0.35, 71)  # the parts of the largest weight that the scale search tries
+SHRINKS = torch.linspace(1.05, 0.05, 101)  # the parts of the largest weight that the scale search tries
 PASSES = 4  # of the descent; later ones change next to nothing
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from slimkit.core.checks import check_options
+from slimkit.core.coding.classifier import with_coded_weights
 from slimkit.core.data import CalibrationBatches, ImageSet, label_map
 from slimkit.core.errors import MissedError
 from slimkit.core.folder import Classifier
@@ -23,7 +24,7 @@ from slimkit.core.quantization.saturation import largest_code
 from slimkit.core.quantization.simulate import simulate
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
-ROUNDING_IMAGES = 2048  # training images for the least squares of 4-bit weights
+ROUNDING_IMAGES = 2048  # training images for the least squares of weights of few bits
 SEVEN_BITS = (
     "Weights were kept to 7 bits: this CPU, without VNNI, computes them twice as fast. --no-reduce-range gives them "
     "all 8."
@@ -52,7 +53,8 @@ def quantize_for(
     lost = () if options.max_drop is None else (_say_drop(maker.drop(kept), kept),)
     _require_agreement(made.fidelity, options)
     said_of = (*_say_constant(made.fidelity), saturation_note(made.classifier))
-    return replace(made, notes=(*made.notes, *maker.notes, *said, *lost, *said_of))
+    classifier = with_coded_weights(made.classifier) if options.compress_weights else made.classifier
+    return replace(made, classifier=classifier, notes=(*made.notes, *maker.notes, *said, *lost, *said_of))
 
 
 def _require_agreement(fidelity: Fidelity, options: QuantizeOptions) -> None:
@@ -130,20 +132,21 @@ class _Maker:
 
     def _make(self, kept: Collection[str]) -> QuantizeResult:
         options = self._options
-        four_bit = [n for n in self._names[1:-1] if n not in kept] if options.weight_bits == 4 else []
+        inner = [n for n in self._names[1:-1] if n not in kept]
+        bits = dict.fromkeys(inner, options.weight_bits) if options.weight_bits < 8 else {}
         result = quantize(
             self._classifier,
             scheme=options.scheme,
             calibration=self._batches,
             method=options.calibration,
             keep_float=kept,
-            four_bit=four_bit,
+            weight_bits=bits,
             reduce_range=bool(options.reduce_range),
             progress=self._progress,
         )
         made = result.classifier
-        if four_bit:
-            made = self._round(made, four_bit)
+        if bits:
+            made = self._round(made, bits)
         if options.qat_epochs:
             made = fine_tune(self._classifier, made, self._data, options, self._progress)
         if made is not result.classifier:
@@ -151,13 +154,11 @@ class _Maker:
             return replace(result, classifier=made, fidelity=fidelity)
         return result
 
-    def _round(self, made: Classifier, four_bit: Collection[str]) -> Classifier:
-        """`made` with the weights of `four_bit` layers rounded by least squares."""
+    def _round(self, made: Classifier, bits: Mapping[str, int]) -> Classifier:
+        """`made` with all weights rounded by least squares, to the `bits` that they have, else 8."""
         batches = self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
         simulation = simulate(self._classifier, made)
-        largest = {
-            n: largest_code(4 if n in four_bit else 8, bool(self._options.reduce_range)) for n in simulation.layers
-        }
+        largest = {n: largest_code(bits.get(n, 8), bool(self._options.reduce_range)) for n in simulation.layers}
         return replace_rounded(made, round_layers(simulation, batches, largest, self._progress))
 
     def _measure(self, classifier: Classifier) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-LARGEST = {8: 127, 4: 7}  # codes are symmetric about 0: -128 and -8 are not used
+from slimkit.core.options import WEIGHT_BITS
+
+LARGEST = {bits: (1 << bits - 1) - 1 for bits in WEIGHT_BITS}  # codes are symmetric about 0: -128 is not used
 SMALLEST_SCALE = 2.0**-64  # numbers of a smaller scale are as good as 0; float32 holds its products with other scales
 LARGEST_BIAS = 2**30  # in units of the sums' scale: half of the int32 that runtimes add it in, the rest is for the sums
 
@@ -42,7 +41,7 @@ def batch_norm_as_affine(batch_norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def quantize_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """int8 codes [out, ...] and float32 scale [out] with weight ~ scale * code; each channel's largest is 127, or 7."""
+    """int8 codes [out, ...] and float32 scale [out] with weight ~ scale * code; each channel's largest is LARGEST."""
     largest = weight.flatten(1).abs().amax(1)
     scale = usable_scale(largest / LARGEST[bits]).float()
     codes = (weight / scale.double().view(-1, *[1] * (weight.ndim - 1))).round().clamp(-LARGEST[bits], LARGEST[bits])
@@ -73,18 +72,3 @@ def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tenso
     """A bias, float32 [out], as multiples of the sums' scale: runtimes that add it as an integer then answer alike."""
     step = (input_scale * weight_scale).double()
     return ((bias / step).round() * step).float()
-
-
-def pack(codes: Tensor) -> Tensor:
-    """int8 codes from -8 to 7, of any shape, as uint8 [half as many]: two to a byte, each + 8, the first low."""
-    flat = (codes.flatten() + 8).to(torch.uint8)
-    flat = torch.cat([flat, flat.new_zeros(len(flat) % 2)])
-    return flat[0::2] | flat[1::2] << 4
-
-
-def unpack(stored: Tensor, shape: Sequence[int]) -> Tensor:
-    """int8 codes of `shape` from how they are stored: the reverse of `pack` where that was used."""
-    if stored.dtype == torch.int8:
-        return stored
-    codes = torch.stack([stored & 15, stored >> 4], 1).flatten().to(torch.int8) - 8
-    return codes[: math.prod(shape)].view(*shape)
