@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from typer.core import TyperCommand
 
+from slimkit.core.options import Backend
 from slimkit.core.sizes import Size, parse_size
 
 PER_CHANNEL = ("--mean", "--std")
-OLDER_NAMES = {"--portable": "--reduce-range", "--no-portable": "--no-reduce-range"}
+OLDER_NAMES = {
+    "--portable": "--reduce-range",
+    "--no-portable": "--no-reduce-range",
+    "--onnx": "--backend=torch,onnxruntime",
+    "--no-onnx": "--backend=torch",
+}
 
 
 def size(value: Any) -> Size:
@@ -30,6 +36,17 @@ def numbers(value: Any) -> tuple[float, ...]:
         return tuple(map(float, value.replace(",", " ").split())) if isinstance(value, str) else value
     except ValueError:
         raise typer.BadParameter(f"{value!r} is not a number for each channel.") from None
+
+
+def backends(value: Any) -> tuple[Backend, ...]:
+    """--backend torch,onnxruntime; what comes from a file is a tuple already."""
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]  # as the options dataclass has it
+    known: dict[str, Backend] = {name: name for name in get_args(Backend)}
+    names = [name.strip() for name in value.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no backend: choose from {', '.join(known)}.")
+    return tuple(dict.fromkeys(known[name] for name in names))
 
 
 class FlagsCommand(TyperCommand):
