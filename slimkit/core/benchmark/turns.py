@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimkit.core.benchmark.candidates import Candidate
-from slimkit.core.benchmark.statistics import Estimate, Turns, time_ratio, typical_time
+from slimkit.core.benchmark.statistics import LAP, Estimate, Turns, time_ratio, typical_time
 from slimkit.core.measure.latency import PAUSE, ROUND_WARMUP, round_order
 from slimkit.core.measure.timed_process import TimedProcess, start_process
 from slimkit.core.progress import Advance, Progress
@@ -104,27 +104,24 @@ def _one_start(candidates: Sequence[Candidate], plan: Plan, number: int, advance
             awake[place] = process, process.answer() | process.ask("warm_up")
             if number == 0:
                 process.ask("answer", file=str(each.logits))
-        turns = _laps(candidates, [awake[place][0] for place in range(len(candidates))], plan, advance)
+        turns = _laps(candidates, [awake[place][0] for place in range(len(candidates))], plan, number, advance)
         return [
             Start(**awake[place][1], **awake[place][0].ask("peak_memory"), turns=own) for place, own in enumerate(turns)
         ]
 
 
 def _laps(
-    candidates: Sequence[Candidate], processes: Sequence[TimedProcess], plan: Plan, advance: Advance
+    candidates: Sequence[Candidate], processes: Sequence[TimedProcess], plan: Plan, number: int, advance: Advance
 ) -> list[list[list[float]]]:
-    """The turns of each process."""
+    """The turns of each process; every other start begins with the last one, so that none is always the first."""
     turns: list[list[list[float]]] = [[] for _ in processes]
     while True:
-        for way in range(2):
+        for way in (number, number + 1):
             for place in round_order(len(processes), way):
                 time.sleep(PAUSE)
                 samples = processes[place].ask("time_turn", warmup=ROUND_WARMUP, duration=TURN)["samples"]
                 turns[place].append(samples)
                 advance(round(sum(samples)))
-        if len(turns[0]) < 2 * LAPS:
-            continue
-        if min(sum(map(sum, own)) for own in turns) >= 1e3 * plan.share:
-            return turns
-        if _is_precise(candidates, [[own] for own in turns], plan):
+        is_over = min(sum(map(sum, own)) for own in turns) >= 1e3 * plan.share
+        if len(turns[0]) >= LAP * LAPS and (is_over or _is_precise(candidates, [[own] for own in turns], plan)):
             return turns
