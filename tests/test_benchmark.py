@@ -224,7 +224,7 @@ def test_what_makes_figures_worth_less_is_said() -> None:
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler")
-@pytest.mark.skipif(not HAS_OPENVINO, reason="OpenVINO is not installed")
+@pytest.mark.skipif(not HAS_OPENVINO, reason="OpenVINO is not installed: slimkit[openvino]")
 def test_every_backend_gives_the_same_answers(tmp_path: Path) -> None:
     model = write_folder(small_classifier(CLASSES, width=4), tmp_path / "model").folder
     backends = ("torch", "compile", "onnxruntime", "openvino")

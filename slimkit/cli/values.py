@@ -1,4 +1,4 @@
-"""Flags that take more than a word or a number (sizes of images, a number for each channel), and their older names."""
+"""Flags that take more than a word or a number (sizes, a number for each channel), and what flags are called too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from slimkit.core.options import Backend
 from slimkit.core.sizes import Size, parse_size
 
 PER_CHANNEL = ("--mean", "--std")
-OLDER_NAMES = {
+OTHER_NAMES = {  # by which flags are known too, some with their value
+    "--against": "--baseline",
     "--portable": "--reduce-range",
     "--no-portable": "--no-reduce-range",
     "--onnx": "--backend=torch,onnxruntime",
@@ -50,11 +51,11 @@ def backends(value: Any) -> tuple[Backend, ...]:
 
 
 class FlagsCommand(TyperCommand):
-    """A command whose --mean and --std take as many numbers as follow, and that knows older names of flags."""
+    """A command whose --mean and --std take as many numbers as follow, and that knows OTHER_NAMES."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Click's, which knows options of one number of values alone."""
-        return super().parse_args(ctx, _joined(OLDER_NAMES.get(word, word) for word in args))
+        return super().parse_args(ctx, _joined(OTHER_NAMES.get(word, word) for word in args))
 
 
 def _joined(words: Iterable[str]) -> list[str]:
