@@ -199,7 +199,7 @@ def test_what_a_person_writes_in_yaml_is_what_is_meant(text: str, name: str, val
 
 def test_a_key_may_have_any_name_of_its_flag() -> None:
     assert parsed(BenchmarkOptions, "against: base").baseline == "base"
-    with pytest.raises(FieldError, match="backend.* should be one of torch, compile"):
+    with pytest.raises(FieldError, match=r"backend.* should be one of torch, compile"):
         parsed(BenchmarkOptions, "onnx: false")
 
 
