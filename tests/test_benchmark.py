@@ -29,6 +29,7 @@ from slimkit.core.load import Strain
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import silent
+from slimkit.core.quantization import quantize
 
 CLASSES = ("ant", "bee", "cat")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
@@ -46,9 +47,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def family(tmp_path: Path) -> Path:
-    """The folder of a small network, whose baseline is twice as wide."""
+    """The folder of a small network in int8, which is soon exported; its baseline is twice as wide, and float."""
     baseline = write_folder(small_classifier(CLASSES, width=16), tmp_path / "baseline")
-    small = small_classifier(CLASSES)
+    small = quantize(small_classifier(CLASSES), scheme="dynamic", calibration=None).classifier
     write_folder(Classifier(small.module, record_baseline(small.architecture, baseline)), tmp_path / "small")
     remember(tmp_path / "baseline", data=None)
     return tmp_path / "small"
@@ -68,12 +69,14 @@ def test_a_model_is_timed_beside_its_baseline_and_in_onnx_runtime(family: Path, 
     ]
     assert (results["reference"], results["starts"], baseline["ratio"]) == (2, 2, None)
     assert baseline["model"] == str(tmp_path / "baseline")
-    assert baseline["size"] > 3 * small["size"]  # twice the width everywhere
+    assert baseline["size"] > 8 * small["size"]  # twice the width everywhere, and four bytes for one
     _check_samples(results, output)
     for each in results["candidates"]:
         assert each["agreement"]["inputs"] == "random images"
-        assert (each["agreement"]["count"], each["agreement"]["agreement"]) == (64, 100)
-        assert each["agreement"]["max_difference"] < 1e-4 * max(1, each["agreement"]["max_logit"])
+        assert each["agreement"]["count"] == 64
+        assert each["agreement"]["agreement"] > 90
+        close = 1e-4 if each is baseline else 0.1  # int8 has its ranges from the batch, and none in ONNX Runtime
+        assert each["agreement"]["max_difference"] < close * max(1, each["agreement"]["max_logit"])
         assert len(each["load_ms"]) == len(each["first_call_ms"]) == 2
         assert 10 < each["peak_memory"] < 4000
     assert results["environment"]["strain"]["seconds"] > 0
