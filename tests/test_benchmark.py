@@ -1,24 +1,39 @@
-"""`run_benchmark`: a model beside its baseline and its ONNX export."""
+"""`run_benchmark`: models beside their baseline, in several backends."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_classifier
+from PIL import Image
 
-from slimkit.core.benchmark import compare_logits, run_benchmark
+from slimkit.cli.app import main
+from slimkit.core import run_benchmark
+from slimkit.core.benchmark.agreement import Agreement, compare_logits, own_logits
+from slimkit.core.benchmark.candidates import open_candidates
+from slimkit.core.benchmark.report import Result, warnings_of
+from slimkit.core.benchmark.statistics import Estimate
 from slimkit.core.data import random_images
 from slimkit.core.errors import FolderError
-from slimkit.core.export import export_onnx
 from slimkit.core.folder import Classifier, write_folder
+from slimkit.core.load import Strain
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import BenchmarkOptions
+from slimkit.core.progress import silent
+from slimkit.core.quantization import quantize
 
 CLASSES = ("ant", "bee", "cat")
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+QUICK: dict[str, Any] = {"restarts": 0, "min_seconds": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -30,61 +45,224 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_model_is_timed_beside_its_baseline_and_its_export(tmp_path: Path) -> None:
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    """The folder of a small network in int8, which is soon exported; its baseline is twice as wide, and float."""
     baseline = write_folder(small_classifier(CLASSES, width=16), tmp_path / "baseline")
-    small = small_classifier(CLASSES)
-    architecture = record_baseline(small.architecture, baseline)
-    write_folder(Classifier(small.module, architecture), tmp_path / "small")
+    small = quantize(small_classifier(CLASSES), scheme="dynamic", calibration=None).classifier
+    write_folder(Classifier(small.module, record_baseline(small.architecture, baseline)), tmp_path / "small")
     remember(tmp_path / "baseline", data=None)
+    return tmp_path / "small"
+
+
+def test_a_model_is_timed_beside_its_baseline_and_in_onnx_runtime(family: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "benchmark.json"
+    options = BenchmarkOptions(model=str(family), batch_size=2, output=output, restarts=1, min_seconds=0.1, plot=True)
+    report = run_benchmark(options)
+    results = json.loads(output.read_text())
+    assert results == report.to_dict()
+    small, onnx, baseline = results["candidates"]
+    assert [(each["role"], each["backend"], each["threads"]) for each in (small, onnx, baseline)] == [
+        ("model", "torch", 1),
+        ("model", "onnxruntime", 1),
+        ("baseline", "torch", 1),
+    ]
+    assert (results["reference"], results["starts"], baseline["ratio"]) == (2, 2, None)
+    assert baseline["model"] == str(tmp_path / "baseline")
+    assert baseline["size"] > 8 * small["size"]  # twice the width everywhere, and four bytes for one
+    _check_samples(results, output)
+    for each in results["candidates"]:
+        assert each["agreement"]["inputs"] == "random images"
+        assert each["agreement"]["count"] == 64
+        assert each["agreement"]["agreement"] > 90
+        close = 1e-4 if each is baseline else 0.1  # int8 has its ranges from the batch, and none in ONNX Runtime
+        assert each["agreement"]["max_difference"] < close * max(1, each["agreement"]["max_logit"])
+        assert len(each["load_ms"]) == len(each["first_call_ms"]) == 2
+        assert 10 < each["peak_memory"] < 4000
+    assert results["environment"]["strain"]["seconds"] > 0
+    with Image.open(options.beside[1]) as picture:
+        assert picture.format == "PNG"
+
+
+def _check_samples(results: dict[str, Any], output: Path) -> None:
+    """The figures follow from the runs beside them."""
+    samples = np.load(output.with_name(f"{output.name}.samples.npz"))
+    levels = []
+    for i, each in enumerate(results["candidates"]):
+        ms, start, turn = (samples[f"{i}.{name}"] for name in ("ms", "start", "turn"))
+        assert len(ms) == each["runs"]
+        assert each["seconds"] == pytest.approx(ms.sum() / 1e3)
+        assert each["median"]["value"] == pytest.approx(np.median(ms))
+        assert each["p90"]["value"] == pytest.approx(np.percentile(ms, 90))
+        assert (each["p99"] is None) == (len(ms) < 1000)
+        assert each["throughput"]["value"] == pytest.approx(results["batch_size"] * 1e3 / ms.mean())
+        medians = {(s, t): np.median(ms[(start == s) & (turn == t)]) for s, t in {*zip(start, turn, strict=True)}}
+        turns = 1 + max(t for _, t in medians)
+        levels.append(np.log([[medians[s, t] * medians[s, t + 1] for t in range(0, turns, 2)] for s in (0, 1)]) / 2)
+    for own, each in zip(levels[:2], results["candidates"], strict=False):
+        ratio = np.exp(np.median(own - levels[2], axis=1).mean())
+        assert each["ratio"]["value"] == pytest.approx(ratio)
+        assert each["ratio"]["low"] <= ratio <= each["ratio"]["high"]
+
+
+def test_several_models_are_compared_with_the_one_that_is_named(family: Path, tmp_path: Path) -> None:
+    other = write_folder(small_classifier(CLASSES, width=4), tmp_path / "other").folder
     options = BenchmarkOptions(
-        model=str(tmp_path / "small"), runs=2, batch_size=2, output=tmp_path / "out" / "benchmark.json"
+        model=str(family),
+        others=(str(other), str(family)),
+        baseline=str(other),
+        backend=("torch",),
+        output=tmp_path / "benchmark.json",
+        **QUICK,
     )
     report = run_benchmark(options)
-    results = json.loads(options.output.read_text())
-    assert results == report.to_dict()
-    timings = results["timings"]
-    assert [(each["role"], each["runtime"]) for each in timings] == [
-        ("model", "torch"),
-        ("baseline", "torch"),
-        ("onnx", "onnxruntime"),
+    assert [(each.role, each.model) for each in report.candidates] == [
+        ("model", str(family)),
+        ("model", str(other)),
+        ("baseline", str(other)),
     ]
-    assert timings[1]["name"] == str(tmp_path / "baseline")
-    assert timings[1]["size"] > 3 * timings[0]["size"]  # twice the width everywhere
-    for each in timings:
-        assert (each["latency"]["runs"], each["latency"]["batch_size"], each["latency"]["threads"]) == (2, 2, 1)
-        assert each["model_speedup"] == pytest.approx(each["latency"]["median"] / timings[0]["latency"]["median"])
-    assert results["onnx_check"]["inputs"] == "random images"
-    assert results["onnx_check"]["agreement"] == 100
-    assert results["onnx_check"]["max_difference"] < 1e-4 * max(1, results["onnx_check"]["max_logit"])
+    assert [each.ratio is None for each in report.candidates] == [False, False, True]
 
 
-def test_without_baseline_and_onnx_the_model_is_timed_alone(model_folder: Path, tmp_path: Path) -> None:
-    options = BenchmarkOptions(model=str(model_folder), runs=1, onnx=False, output=tmp_path / "benchmark.json")
-    report = run_benchmark(options)
-    assert [each.role for each in report.timings] == ["model"]
-    assert report.onnx_check is None
-
-
-def test_logits_are_compared_on_held_out_images_of_the_data(
+def test_a_model_alone_has_no_ratio_and_its_answers_are_compared_on_held_out_images(
     model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     options = BenchmarkOptions(
-        model=str(model_folder), data=str(image_folder), runs=1, output=tmp_path / "benchmark.json"
+        model=str(model_folder),
+        data=str(image_folder),
+        backend=("torch",),
+        output=tmp_path / "benchmark.json",
+        **QUICK,
     )
-    check = run_benchmark(options).onnx_check
-    assert check is not None
-    assert check.inputs == "held-out images of images"
-    assert 3 <= check.count <= 6  # at least one of each class, of 36 training images
+    (alone,) = run_benchmark(options).candidates
+    assert alone.ratio is None
+    assert alone.verdict == ""
+    assert alone.agreement.inputs == "held-out images of images"
+    assert 3 <= alone.agreement.count <= 6  # at least one of each class, of 36 training images
 
 
-def test_an_export_of_another_network_is_noticed(classifier: Classifier, tmp_path: Path) -> None:
-    export_onnx(classifier, tmp_path / "model.onnx")
-    state = {name: tensor.clone() for name, tensor in classifier.module.state_dict().items()}
-    turned = {"fc.weight": state["fc.weight"].roll(1, 0), "fc.bias": state["fc.bias"].roll(1, 0)}
-    classifier.module.load_state_dict(state | turned)
-    check = compare_logits(classifier, tmp_path / "model.onnx", None)
-    assert check.agreement == 0  # every answer is the next class
-    assert check.max_difference > 0.01
+def test_one_thread_stands_beside_several(model_folder: Path) -> None:
+    torch.set_num_threads(3)
+    with open_candidates(BenchmarkOptions(model=str(model_folder), backend=("torch",)), silent) as candidates:
+        assert [(each.backend, each.threads) for each in candidates] == [("torch", 3), ("torch", 1)]
+        assert len({each.logits for each in candidates}) == 2
+
+
+def test_answers_of_another_network_are_noticed(classifier: Classifier, model_folder: Path) -> None:
+    options = BenchmarkOptions(model=str(model_folder), backend=("torch",))
+    with open_candidates(options, silent) as (candidate,):
+        ours = own_logits(candidate.model)
+        np.save(candidate.logits, ours.roll(1, 1).numpy())  # every answer is the next class
+        agreement = compare_logits(candidate, ours)
+    assert agreement.agreement == 0
+    assert agreement.max_difference > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 100])
+def test_a_network_is_shown_whole_batches_that_differ(model_folder: Path, batch_size: int) -> None:
+    options = BenchmarkOptions(model=str(model_folder), backend=("torch",), batch_size=batch_size)
+    with open_candidates(options, silent) as (candidate,):
+        images = np.load(candidate.images)
+    assert len(images) >= 64
+    first, second, *_ = np.split(images, len(images) // batch_size)
+    assert len(first) == batch_size
+    assert not np.array_equal(first, second)
+
+
+def result(**changes: Any) -> Result:
+    """One that nothing is to be said against."""
+    known = Estimate(10.0, 9.9, 10.1)
+    good = Result(
+        role="model",
+        model="small",
+        backend="torch",
+        threads=1,
+        size=1.0,
+        ratio=Estimate(0.5, 0.49, 0.51),
+        typical=known,
+        median=known,
+        p90=known,
+        p99=None,
+        throughput=known,
+        load_ms=(5.0,),
+        first_call_ms=(20.0,),
+        peak_memory=300.0,
+        runs=500,
+        seconds=5.0,
+        settled=True,
+        agreement=Agreement("random images", 64, 100.0, 1e-6, 2.0),
+    )
+    return dataclasses.replace(good, **changes)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (Estimate(0.5, 0.4, 0.6), "2.00 x as fast"),
+        (Estimate(1.5, 1.4, 1.6), "takes 1.50 x as long"),
+        (Estimate(0.99, 0.97, 1.01), "no difference shown"),
+        (Estimate(0.5, None, None), "no difference shown"),
+    ],
+)
+def test_a_ratio_is_put_in_words(ratio: Estimate, verdict: str) -> None:
+    assert result(ratio=ratio).verdict == verdict
+
+
+def test_what_makes_figures_worth_less_is_said() -> None:
+    quiet = Strain(10.0, 0.0, 0.0)
+
+    def said(precision: float = 5.0, strain: Strain = quiet, governor: str | None = None, **changes: Any) -> str:
+        results = [result(**changes), result(ratio=None, typical=Estimate(1.0, 0.5, 1.5))]  # the other's time is free
+        return "\n".join(warnings_of(results, precision, strain, governor))
+
+    assert said() == ""
+    assert "its ratio is known to 4.0 % only, not to 2 %" in said(precision=2.0)
+    assert "no interval" in said(ratio=Estimate(0.5, None, None))
+    assert "still getting faster" in said(settled=False)
+    assert "90.0 % of 64 photos only" in said(agreement=Agreement("photos", 64, 90.0, 1.0, 2.0))
+    assert "1.5 cores busy" in said(strain=Strain(10.0, 1.5, None))
+    assert "virtual machines took 0.30 cores" in said(strain=Strain(10.0, None, 0.3))
+    assert "powersave" in said(governor="powersave")
+    assert said(governor="performance") == ""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler")
+@pytest.mark.skipif(not HAS_OPENVINO, reason="OpenVINO is not installed: slimkit[openvino]")
+def test_every_backend_gives_the_same_answers(tmp_path: Path) -> None:
+    model = write_folder(small_classifier(CLASSES, width=4), tmp_path / "model").folder
+    backends = ("torch", "compile", "onnxruntime", "openvino")
+    options = BenchmarkOptions(model=str(model), backend=backends, output=tmp_path / "benchmark.json", **QUICK)
+    report = run_benchmark(options)
+    assert [each.backend for each in report.candidates] == list(backends)
+    assert [each.agreement.agreement for each in report.candidates] == [100.0] * 4
+
+
+@pytest.mark.skipif(HAS_OPENVINO, reason="OpenVINO is installed")
+def test_a_backend_that_is_not_installed_is_named(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", str(model_folder), "--backend", "openvino"]) == 2
+    said = capsys.readouterr().err
+    assert "openvino is not installed" in said
+    assert 'pip install "slimkit[openvino]"' in said
+    assert not (tmp_path / "benchmark.json").exists()
+
+
+def test_an_unknown_backend_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "nowhere", "--backend", "torch,tensorflow"]) == 2
+    assert "'tensorflow' is no backend" in capsys.readouterr().err
+
+
+def test_the_older_flag_says_which_backends(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "benchmark.json"
+    flags = ["--restarts", "0", "--min-seconds", "0.1", "--threads", "1", "-o", str(output), "--json"]
+    assert main(["benchmark", str(model_folder), "--no-onnx", *flags]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [each["backend"] for each in report["candidates"]] == ["torch"]
+    assert json.loads(output.read_text()) == report
 
 
 def test_random_images_are_not_all_alike_to_a_network() -> None:
@@ -95,9 +273,9 @@ def test_random_images_are_not_all_alike_to_a_network() -> None:
     assert means.std(dim=0).min() > 0.1  # noise alone has 1 / 32
 
 
-def test_nothing_is_overwritten(model_folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "benchmark.json"
-    output.write_text("mine")
-    with pytest.raises(FolderError, match="exists already"):
-        run_benchmark(BenchmarkOptions(model=str(model_folder), output=output))
-    assert output.read_text() == "mine"
+@pytest.mark.parametrize("name", ["benchmark.json", "benchmark.json.samples.npz", "benchmark.json.png"])
+def test_nothing_is_overwritten(name: str, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FolderError, match=f"{name} exists already"):
+        run_benchmark(BenchmarkOptions(model=str(model_folder), output=tmp_path / "benchmark.json", plot=True))
+    assert (tmp_path / name).read_text() == "mine"

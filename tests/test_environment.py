@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+from pathlib import Path
 
+import pytest
 import torch
 
 import slimkit
+from slimkit.core import environment
 from slimkit.core.environment import describe_environment, instruction_sets, parse_cpuinfo, physical_cores
 
 XEON = """\
@@ -71,3 +74,16 @@ def test_arm_names_its_features_and_not_its_cores() -> None:
 def test_without_cpuinfo_instruction_sets_are_unknown() -> None:
     assert instruction_sets([]) is None
     assert physical_cores([]) is None
+
+
+def test_the_governor_is_that_of_the_processors_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "PROCESSORS", tmp_path)
+    monkeypatch.setattr(environment, "allowed_processors", lambda: {0, 2})
+    assert environment.governor() is None
+    for number, name in enumerate(("powersave", "ondemand", "powersave")):
+        file = tmp_path / f"cpu{number}" / "cpufreq" / "scaling_governor"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{name}\n")
+    assert environment.governor() == "powersave"

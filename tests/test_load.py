@@ -100,6 +100,19 @@ def test_processors_that_are_not_ours_are_no_load(tmp_path: Path, monkeypatch: p
     assert cores > 2
 
 
+def test_stolen_time_is_told_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(load, "STAT", stat)
+    monkeypatch.setattr(load.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    stat.write_text("cpu0 5 0 0 9 0 0 0 7 0 0\n")
+    outside = load.OutsideLoad()
+    stat.write_text(f"cpu0 5 0 0 9 0 0 0 {7 + 1000 * os.sysconf('SC_CLK_TCK')} 0 0\n")
+    strain = outside.strain()
+    assert strain.stolen == pytest.approx(1000 / strain.seconds, rel=0.01)
+    stat.unlink()
+    assert outside.strain().stolen is None
+
+
 def test_a_submission_waits_as_the_commands_do() -> None:
     """Its command line sets what ours does, before it loads torch."""
     assert f'os.environ["GOMP_SPINCOUNT"] = "{SPIN_COUNT}"' in Path(model_loader.__file__).read_text(encoding="utf-8")

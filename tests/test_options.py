@@ -197,6 +197,12 @@ def test_what_a_person_writes_in_yaml_is_what_is_meant(text: str, name: str, val
     assert (found, type(found)) == (value, type(value))
 
 
+def test_a_key_may_have_any_name_of_its_flag() -> None:
+    assert parsed(BenchmarkOptions, "against: base").baseline == "base"
+    with pytest.raises(FieldError, match=r"backend.* should be one of torch, compile"):
+        parsed(BenchmarkOptions, "onnx: false")
+
+
 def test_one_item_stands_for_a_list_of_it() -> None:
     @dataclasses.dataclass
     class Listed:

@@ -34,7 +34,18 @@ def test_a_network_is_cut_and_quantized_on_photos_alone(folder: Path) -> None:
     for command in (
         ("prune", *NAMED, "--data", "photos", "--rate", "0.2", "--round-to", "none"),
         ("quantize", "runs/prune", "--min-agreement", "0"),
-        ("benchmark", "submission", "--data", "photos", "--runs", "3", "--no-onnx"),
+        (
+            "benchmark",
+            "submission",
+            "--data",
+            "photos",
+            "--restarts",
+            "0",
+            "--min-seconds",
+            "0.1",
+            "--backend",
+            "torch",
+        ),
         ("export", "submission", "--data", "photos"),
     ):
         result = slimkit(*command, "--threads", "1", cwd=folder)

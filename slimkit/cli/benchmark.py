@@ -6,61 +6,115 @@ import typer
 
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
-from slimkit.cli.output import Output, foreign_code, table, threads
+from slimkit.cli.output import Output, foreign_code, table
+from slimkit.cli.values import backends
 from slimkit.core.options import BenchmarkOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from slimkit.core.benchmark import BenchmarkReport, CrossCheck
+    from slimkit.core.benchmark.report import BenchmarkReport, Result
+    from slimkit.core.benchmark.statistics import Estimate
 
-COLUMNS = ("", "runtime", "size (MB)", "median (ms)", "95 %", "p90 (ms)", "mean (ms)", "model is")
+RATIOS = ("", "time, of the other's", "95 %", "")
+FIGURES = (
+    *("", "median (ms)", "95 %", "p90 (ms)", "p99 (ms)", "images/s", "load (ms)", "first call (ms)"),
+    *("memory (MB)", "size (MB)", "same answers (%)"),
+)
 
 
 @command(
     BenchmarkOptions,
-    example="slimkit benchmark submission --baseline runs/train --batch-size 8",
-    onnx=typer.Option("--onnx/--no-onnx", help="Export to ONNX too: compare logits, and time it in ONNX Runtime."),
+    example="slimkit benchmark submission runs/prune --against runs/train --backend torch,onnxruntime",
+    others=typer.Argument(help="More models.", show_default=False),
+    baseline=typer.Option(
+        "--against",
+        "--baseline",
+        metavar="MODEL",
+        help="What all are compared with. Without it: the model that the first was made from, else the first itself.",
+    ),
+    backend=typer.Option(
+        "--backend",
+        parser=backends,
+        metavar="NAMES",
+        help="What to run each model in: torch, compile (torch.compile), onnxruntime, openvino, with commas between "
+        "them; the baseline runs in the first.",
+    ),
     batch_size=typer.Option("--batch-size", help="Images per run."),
+    restarts=typer.Option(
+        "--restarts",
+        help="How often all processes are started anew at least. With 0 the intervals lack what a restart changes.",
+    ),
+    min_seconds=typer.Option(
+        "--min-seconds", help="Seconds of samples of each candidate, unless --precision is reached before."
+    ),
+    precision=typer.Option(
+        "--precision", help="Stop where every ratio's 95 % interval is narrower than this, in % of the ratio."
+    ),
+    plot=typer.Option("--plot", help="Draw how the runs are distributed, beside the output."),
 )
 def benchmark(options: BenchmarkOptions, output: Output) -> None:
-    """Time a model against its baseline and its ONNX export, in turn, each in a process of its own."""
-    from slimkit.core.benchmark import run_benchmark
+    """Time models beside a baseline, in turn, each in a process of its own: the ratios first, then the times."""
+    from slimkit.core.benchmark.run import run_benchmark
 
     report = run_benchmark(options, output.progress)
     save_resolved("benchmark", options)
-    remarks = [_agreement(report.onnx_check)] if report.onnx_check else []
-    remarks += foreign_code(report.changed_code)
-    remarks.append(f"The figures are in {options.output}.")
-    output.result(report.to_dict(), path=options.output, human=[timings_table(report), *remarks])
-
-
-def timings_table(report: "BenchmarkReport") -> "Table":
-    """A row for each network in each runtime; the last column says how much faster the model is than it."""
-    first = report.timings[0].latency
-    rows = [
-        (
-            f"{each.role} {each.name}",
-            each.runtime,
-            each.size,
-            each.latency.median,
-            _interval(each.latency.median_confidence),
-            each.latency.p90,
-            each.latency.mean,
-            f"{report.speedup(each):.2f} x as fast" if each is not report.timings[0] else "",
-        )
-        for each in report.timings
+    samples, picture = options.beside
+    remarks = [
+        *_answers(report),
+        *(f"Beware: {warning}" for warning in report.warnings),
+        *foreign_code(report.changed_code),
+        f"Every run is in {samples}" + (f", a picture of them in {picture}." if options.plot else "."),
+        f"The figures are in {options.output}.",
     ]
-    title = f"Latency: {first.runs} runs of batch {first.batch_size} on {threads(first.threads)}"
-    return table(title, COLUMNS, rows)
+    ratios = [ratios_table(report)] if len(report.candidates) > 1 else []
+    output.result(report.to_dict(), path=options.output, human=[*ratios, figures_table(report), *remarks])
 
 
-def _interval(bounds: tuple[float, float] | None) -> str:
-    return "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+def ratios_table(report: "BenchmarkReport") -> "Table":
+    """How long each takes in units of the time of the one that all are compared with."""
+    rows = [
+        (str(each), each.ratio.value, _interval(each.ratio), each.verdict) for each in report.candidates if each.ratio
+    ]
+    return table(f"Compared with {report.candidates[report.reference]}", RATIOS, rows)
 
 
-def _agreement(check: "CrossCheck") -> str:
+def figures_table(report: "BenchmarkReport") -> "Table":
+    """A row for each candidate. Of load and first call the first start counts; the others are in brackets."""
+    title = f"{report.starts} starts of each process, batches of {report.batch_size}"
+    return table(title, FIGURES, [_figures(each) for each in report.candidates])
+
+
+def _figures(result: "Result") -> tuple[object, ...]:
     return (
-        f"ONNX: the same answer on {check.agreement:.1f} % of {check.count} {check.inputs}; logits differ by up to "
-        f"{check.max_difference:.2g}, where they reach {check.max_logit:.2g}."
+        str(result),
+        result.median.value,
+        _interval(result.median),
+        result.p90.value,
+        result.p99.value if result.p99 else None,
+        round(result.throughput.value, 1),
+        _of_starts(result.load_ms),
+        _of_starts(result.first_call_ms),
+        round(result.peak_memory),
+        result.size,
+        result.agreement.agreement,
     )
+
+
+def _interval(estimate: "Estimate") -> str:
+    return "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _of_starts(values: tuple[float, ...]) -> str:
+    first, *others = values
+    return f"{first:,.0f}" + (f" ({min(others):,.0f} to {max(others):,.0f})" if others else "")
+
+
+def _answers(report: "BenchmarkReport") -> list[str]:
+    """What the answers were compared on, and how far any of them are apart."""
+    first = report.candidates[0].agreement
+    worst = max((each.agreement for each in report.candidates), key=lambda each: each.max_difference)
+    return [
+        f"Answers: compared with each model's own on {first.count} {first.inputs}; logits differ by up to "
+        f"{worst.max_difference:.2g}, where they reach {worst.max_logit:.2g}."
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from slimkit import __version__
-from slimkit.cli.values import OLDER_NAMES
+from slimkit.cli.values import OTHER_NAMES
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.files import WRITTEN_HERE, require_file, write_atomically
 from slimkit.core.options import plain_options
@@ -132,9 +132,9 @@ def _loader() -> Any:
 
 
 def _name(key: object) -> str:
-    """The option that a key means, which may be its older name."""
+    """The option that a key means, which may be another name of it."""
     flag = "--" + str(key).replace("_", "-")
-    return OLDER_NAMES.get(flag, flag).removeprefix("--").replace("-", "_")
+    return OTHER_NAMES.get(flag, flag).partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 def _reason(error: Exception) -> str:

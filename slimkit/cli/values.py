@@ -1,17 +1,24 @@
-"""Flags that take more than a word or a number (sizes of images, a number for each channel), and their older names."""
+"""Flags that take more than a word or a number (sizes, a number for each channel), and what flags are called too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from typer.core import TyperCommand
 
+from slimkit.core.options import Backend
 from slimkit.core.sizes import Size, parse_size
 
 PER_CHANNEL = ("--mean", "--std")
-OLDER_NAMES = {"--portable": "--reduce-range", "--no-portable": "--no-reduce-range"}
+OTHER_NAMES = {  # by which flags are known too, some with their value
+    "--against": "--baseline",
+    "--portable": "--reduce-range",
+    "--no-portable": "--no-reduce-range",
+    "--onnx": "--backend=torch,onnxruntime",
+    "--no-onnx": "--backend=torch",
+}
 
 
 def size(value: Any) -> Size:
@@ -32,12 +39,23 @@ def numbers(value: Any) -> tuple[float, ...]:
         raise typer.BadParameter(f"{value!r} is not a number for each channel.") from None
 
 
+def backends(value: Any) -> tuple[Backend, ...]:
+    """--backend torch,onnxruntime; what comes from a file is a tuple already."""
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]  # as the options dataclass has it
+    known: dict[str, Backend] = {name: name for name in get_args(Backend)}
+    names = [name.strip() for name in value.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no backend: choose from {', '.join(known)}.")
+    return tuple(dict.fromkeys(known[name] for name in names))
+
+
 class FlagsCommand(TyperCommand):
-    """A command whose --mean and --std take as many numbers as follow, and that knows older names of flags."""
+    """A command whose --mean and --std take as many numbers as follow, and that knows OTHER_NAMES."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Click's, which knows options of one number of values alone."""
-        return super().parse_args(ctx, _joined(OLDER_NAMES.get(word, word) for word in args))
+        return super().parse_args(ctx, _joined(OTHER_NAMES.get(word, word) for word in args))
 
 
 def _joined(words: Iterable[str]) -> list[str]:

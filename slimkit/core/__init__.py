@@ -32,7 +32,7 @@ _HOME = {
     "quantize": "quantization",
     "read_folder": "folder",
     "resolve_recipe": "recipe",
-    "run_benchmark": "benchmark",
+    "run_benchmark": "benchmark.run",
     "run_distill": "stages",
     "run_export": "export",
     "run_prune": "stages",

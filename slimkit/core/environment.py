@@ -30,6 +30,7 @@ INSTRUCTION_SETS = {
     "bf16": "bf16",
 }
 CPUINFO = Path("/proc/cpuinfo")
+PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -58,6 +59,7 @@ def describe_cpu(processors: list[dict[str, str]]) -> dict[str, Any]:
         "physical_cores": physical_cores(processors),
         "logical_cores": os.cpu_count(),
         "usable_cores": len(allowed_processors()),
+        "governor": governor(),
         "instruction_sets": instruction_sets(processors),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -82,6 +84,12 @@ def instruction_sets(processors: list[dict[str, str]]) -> list[str] | None:
         return None
     flags = (processors[0].get("flags") or processors[0].get("Features") or "").split()
     return [ours for kernels, ours in INSTRUCTION_SETS.items() if kernels in flags]
+
+
+def governor() -> str | None:
+    """What sets the clock of the processors that we may use: performance, powersave, …; None where that is hidden."""
+    files = [PROCESSORS / f"cpu{number}" / "cpufreq" / "scaling_governor" for number in sorted(allowed_processors())]
+    return ", ".join(dict.fromkeys(file.read_text().strip() for file in files if file.exists())) or None
 
 
 def int8_kernels() -> list[str]:

@@ -7,14 +7,26 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 log = logging.getLogger("slimkit")
 
+# of a processor, as its line in /proc/stat counts them
+STATES = ("user", "nice", "system", "idle", "waiting", "interrupts", "soft_interrupts", "stolen")
 WINDOW = 0.15  # seconds over which the load is looked at
 STAT, GROUP, GROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Strain:
+    """What a machine did beside a measurement; None where the system does not tell."""
+
+    seconds: float  # that it took
+    outside: float | None  # cores that other programs kept busy
+    stolen: float | None  # cores that the hypervisor gave to other virtual machines
 
 
 class OutsideLoad:
@@ -22,7 +34,7 @@ class OutsideLoad:
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
-        self._busy = _busy_seconds()
+        self._busy, self._stolen = _busy_seconds(), _stolen_seconds()
         self._own = _own_seconds()
 
     def cores(self, workers: Iterable[int] = ()) -> float | None:
@@ -33,6 +45,12 @@ class OutsideLoad:
             return None
         own = _own_seconds() - self._own + sum(_seconds_of(pid) for pid in workers)
         return max(0.0, (busy - before - own) / elapsed)
+
+    def strain(self) -> Strain:
+        """The means until now; the processes that we started since have ended."""
+        elapsed, stolen = time.perf_counter() - self._start, _stolen_seconds()
+        taken = None if stolen is None or self._stolen is None else (stolen - self._stolen) / elapsed
+        return Strain(elapsed, self.cores(), taken)
 
 
 def free_threads() -> int:
@@ -101,21 +119,24 @@ def _quota(group: Path) -> Iterator[float]:
 
 
 def _busy_seconds() -> float | None:
-    """What this process's processors have computed since the machine started; None where there is no /proc/stat."""
+    """What this process's processors have computed since the machine started, what was stolen from them included."""
+    return _seconds_in("user", "nice", "system", "interrupts", "soft_interrupts", "stolen")
+
+
+def _stolen_seconds() -> float | None:
+    """How long a hypervisor has let this process's processors wait while they had work."""
+    return _seconds_in("stolen")
+
+
+def _seconds_in(*states: str) -> float | None:
+    """What this process's processors have spent in these of STATES; None where there is no /proc/stat."""
     own = {f"cpu{number}" for number in allowed_processors()}
     try:
         lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
-        counts = [[int(field) for field in line[1:9]] for line in lines if line and line[0] in own]
-        return sum(_busy_ticks(*fields) for fields in counts) / os.sysconf("SC_CLK_TCK") if counts else None
-    except (OSError, ValueError, TypeError):
+        ticks = [int(line[1 + STATES.index(state)]) for line in lines if line and line[0] in own for state in states]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
+    except (OSError, ValueError, IndexError):
         return None
-
-
-def _busy_ticks(
-    user: int, nice: int, system: int, idle: int, waiting: int, interrupts: int, soft_interrupts: int, stolen: int
-) -> int:
-    """Those of one processor's line in /proc/stat in which it was not idle."""
-    return user + nice + system + interrupts + soft_interrupts + stolen
 
 
 def _own_seconds() -> float:

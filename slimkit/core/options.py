@@ -21,6 +21,7 @@ DEFAULT_RATE = 0.3  # of a pruning that is given no budget
 BUDGETS = ("rate", "macs", "params", "latency", "max_drop")  # of a pruning: at most one is given
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Calibration = Literal["minmax", "percentile", "mse"]
+Backend = Literal["torch", "compile", "onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +182,22 @@ class BenchmarkOptions(ModelOptions):
     """`slimkit benchmark`."""
 
     model: str = "submission"
+    others: tuple[str, ...] = ()  # more models
     baseline: str | None = None  # None: the model it came from, where that can be found
-    onnx: bool = True  # time the ONNX export in ONNX Runtime too, and compare its logits
+    backend: tuple[Backend, ...] = ("torch", "onnxruntime")  # each model runs in all, the baseline in the first
     batch_size: int = 1
-    runs: int = 100
+    restarts: int = 3  # of each process, after its first start, at least
+    min_seconds: float = 10.0  # of samples of each candidate, unless `precision` is reached before
+    precision: float = 2.0  # % of a ratio: the width of its 95 % interval
+    plot: bool = False
     output: Path = Path("benchmark.json")
+
+    @property
+    def beside(self) -> tuple[Path, Path]:
+        """The files beside the output: every run that was timed, and the picture of them."""
+        return self.output.with_name(f"{self.output.name}.samples.npz"), self.output.with_name(
+            f"{self.output.name}.png"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

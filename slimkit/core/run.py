@@ -15,7 +15,14 @@ from slimkit.core.folder import METADATA, read_metadata, require_model_output
 from slimkit.core.load import free_threads
 from slimkit.core.models.own import is_users_code
 from slimkit.core.models.resolve import is_folder
-from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, QuantizeOptions, TrainOptions
+from slimkit.core.options import (
+    BenchmarkOptions,
+    DistillOptions,
+    ModelOptions,
+    PruneOptions,
+    QuantizeOptions,
+    TrainOptions,
+)
 
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
@@ -57,6 +64,9 @@ def output_files(options: Any) -> tuple[Path, ...]:
     output: Path = options.output
     if isinstance(options, PruneOptions):
         return tuple(output.with_name(f"{output.name}.sensitivity.{kind}") for kind in ("json", "png"))
+    if isinstance(options, BenchmarkOptions):
+        samples, picture = options.beside
+        return (output, samples, picture) if options.plot else (output, samples)
     return (output,)
 
 

@@ -60,7 +60,7 @@ def collect(root: Path) -> Found:
         root=root,
         stages=_way_to_the_result(stages),
         results=_json_of(around, "total_score"),
-        benchmark=_json_of(around, "timings"),
+        benchmark=_json_of(around, "candidates"),
         sensitivity=_json_of(around, "entries"),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         per_class=tuple(csv.DictReader(tables.read_text(encoding="utf-8").splitlines())) if tables else (),

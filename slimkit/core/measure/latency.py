@@ -7,27 +7,22 @@ machine that grows slower within a measurement favours whoever came first. So ea
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.errors import UsageError
 from slimkit.core.load import OutsideLoad
-from slimkit.core.measure import worker
-from slimkit.core.measure.processes import read_answer, worker_environment
+from slimkit.core.measure.timed_process import start_process
 from slimkit.core.progress import Progress, silent
 
 log = logging.getLogger("slimkit")
@@ -46,6 +41,11 @@ class Target:
 
     path: Path
     threads: int | None = None  # None: as many as the others
+
+    @property
+    def backend(self) -> str:
+        """What it is run in."""
+        return "onnxruntime" if self.path.suffix == ".onnx" else "torch"
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,18 @@ def measure_latencies(
     with ExitStack() as stack, progress("time runs", runs * len(targets)) as advance:
         load = OutsideLoad()
         workers = [
-            stack.enter_context(_start_worker(target, target.threads or threads, batch_size)) for target in targets
+            stack.enter_context(start_process(target.path, target.backend, target.threads or threads, batch_size))
+            for target in targets
         ]
         for each in workers:
             each.answer()  # all have loaded before the first is timed
         for each in workers:
-            each.time(warmup, 0)
+            each.ask("time_runs", warmup=warmup, runs=0)
         for index, share in enumerate(split_runs(runs)):
             for place in round_order(len(targets), index):
                 time.sleep(PAUSE)
-                rounds[place].append(workers[place].time(ROUND_WARMUP, share))
+                answer = workers[place].ask("time_runs", warmup=ROUND_WARMUP, runs=share)
+                rounds[place].append(answer["samples"])
                 advance(share)
         _warn_of_load(load.cores(each.process.pid for each in workers))
     latencies = tuple(
@@ -178,65 +180,3 @@ def bootstrap_interval(
     values = statistic(table[drawn].reshape(RESAMPLES, -1))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class _Worker:
-    target: Target
-    process: subprocess.Popen[str]
-    stderr: IO[bytes]
-
-    def time(self, warmup: int, runs: int) -> list[float]:
-        """Have it run; the durations in ms."""
-        assert self.process.stdin is not None  # a pipe, by construction
-        try:
-            print(json.dumps({"warmup": warmup, "runs": runs}), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            raise self._failure() from None
-        samples: list[float] = self.answer()["samples"]
-        return samples
-
-    def answer(self) -> dict[str, Any]:
-        """Its next answer; it has none when it died. Raises ModelError."""
-        try:
-            line = read_answer(self.process)
-        except TimeoutError as error:
-            raise ModelError(
-                f"{self.target.path} can't be timed: {error}.", "Give a smaller network, or fewer runs with --runs."
-            ) from None
-        if not line:
-            raise self._failure()
-        values: dict[str, Any] = json.loads(line)
-        return values
-
-    def _failure(self) -> ModelError:
-        code = self.process.wait()
-        self.stderr.seek(0)
-        lines = [line.strip() for line in self.stderr.read().decode(errors="replace").splitlines() if line.strip()]
-        # Python ends with 1 after a traceback; whatever else ended it did not write the last line
-        reason = lines[-1] if code == 1 and lines else f"its process ended with code {code}"
-        return ModelError(
-            f"{self.target.path} can't be timed: {reason}",
-            "Check it with `slimkit inspect`; a process that ended without a word may have run out of memory.",
-        )
-
-
-@contextmanager
-def _start_worker(target: Target, threads: int, batch_size: int) -> Iterator[_Worker]:
-    """Start a process that times `target`; it is killed on the way out, whatever the way."""
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            [sys.executable, worker.__file__, str(target.path.resolve()), str(threads), str(batch_size)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            encoding="utf-8",
-            env=worker_environment(threads),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its workers
-        )
-        try:
-            yield _Worker(target, process, stderr)
-        finally:
-            process.kill()
-            process.communicate()  # closes the pipes and reaps it

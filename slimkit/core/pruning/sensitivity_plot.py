@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
+from slimkit.core.figures import new_figure, png_of
 from slimkit.core.pruning.sensitivity import GroupSensitivity, Sensitivity
 
 ROW, TOP = 0.32, 1.9  # inches
@@ -18,14 +18,9 @@ MAPS = (  # title, colours, field, format
 
 def draw_sensitivity(report: Sensitivity) -> bytes:
     """The report as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # needs no screen
-    from matplotlib import pyplot
-
     rates = sorted({entry.rate for entry in report.entries})
     rows = [report.entries[i : i + len(rates)] for i in range(0, len(report.entries), len(rates))]
-    figure, axes = pyplot.subplots(1, len(MAPS), figsize=(13, TOP + ROW * len(rows)), sharey=True, layout="constrained")
+    figure, axes = new_figure(1, len(MAPS), figsize=(13, TOP + ROW * len(rows)), sharey=True)
     for axis, (title, colours, field, form) in zip(axes, MAPS, strict=True):
         values = [[_value(entry, field, report) for entry in row] for row in rows]
         _draw_map(axis, values, title, colours, form)
@@ -38,10 +33,7 @@ def draw_sensitivity(report: Sensitivity) -> bytes:
         f"{report.latency:.2f} ms ({report.target})",
         fontsize=11,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png_of(figure, dpi=130)
 
 
 def _draw_map(axis: Any, values: list[list[float]], title: str, colours: str, form: str) -> None:

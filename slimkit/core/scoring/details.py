@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from slimkit.core.figures import new_figure, png_of
 from slimkit.core.files import write_atomically
 from slimkit.core.measure.answers import Answers
 
@@ -24,14 +24,9 @@ def write_details(answers: Answers, class_names: Sequence[str], folder: Path) ->
 
 def draw_confusion(confusion: Tensor, class_names: Sequence[str]) -> bytes:
     """A PNG: the share of each class's images (row) that were answered by each class (column)."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # needs no screen
-    from matplotlib import pyplot
-
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     side = min(12.0, 4 + 0.1 * len(class_names))
-    figure, axis = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
+    figure, axis = new_figure(figsize=(side + 1, side))
     picture = axis.imshow(100 * shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(picture, label="% of the class's images")
     axis.set_xlabel("answered")
@@ -39,7 +34,4 @@ def draw_confusion(confusion: Tensor, class_names: Sequence[str]) -> bytes:
     if len(class_names) <= MOST_LABELLED:
         axis.set_xticks(range(len(class_names)), class_names, rotation=90)
         axis.set_yticks(range(len(class_names)), class_names)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png_of(figure)
