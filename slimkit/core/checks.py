@@ -55,6 +55,7 @@ RANGES = {
     "qat_epochs": EPOCHS,
     "finetune_epochs": EPOCHS,
     "batch_size": BATCH,
+    "channels": Range(1, 4096, "13"),
     "lr": dataclasses.replace(POSITIVE, example="0.001"),
     "weight_decay": Range(0, example="0.05"),
     "label_smoothing": Range(0, 1, "0.1", below=True),

@@ -118,7 +118,7 @@ def open_dataset(
 
 def _prepared(collection: Collection, spec: str, preprocessing: Preprocessing) -> ImageSet:
     """The images of `collection`, which the user called `spec`, with stores for what is decoded of them."""
-    _require_channels(collection, preprocessing)
+    require_channels(collection, len(preprocessing.mean))
     images = sum(len(source.labels) for source in collection.sources.values())
     held = fits_in_memory(collection.sources.values(), preprocessing)
     if not held:
@@ -194,9 +194,8 @@ def _in_proportion(crop: Size, usual: Preprocessing) -> Size:
     return round(crop[0] * larger[0]), round(crop[1] * larger[1])
 
 
-def _require_channels(collection: Collection, preprocessing: Preprocessing) -> None:
+def require_channels(collection: Collection, channels: int) -> None:
     """Raise DataError where a network takes more channels than images have."""
-    channels = len(preprocessing.mean)
     if channels not in model_loader.MODES and any(s.pixel_type == torch.uint8 for s in collection.sources.values()):
         raise DataError(
             f"The network takes {channels} channels; the images of {collection.name} have 1 to 4.",
