@@ -1,5 +1,6 @@
 """The check of a data set: each flaw is named, and the figures are those of the pixels."""
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -7,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from slimkit.cli.app import main
-from slimkit.core.data import check_dataset
+from slimkit.core.architecture import Preprocessing
+from slimkit.core.data import check_dataset, open_dataset
 from slimkit.core.errors import DataError
+from slimkit.core.options import TrainOptions
+from slimkit.core.stages import run_train
 
 
 @pytest.fixture
@@ -93,6 +98,30 @@ def test_arrays_are_checked_in_their_channels(tmp_path: Path) -> None:
     assert found.mean[1:] == pytest.approx((0.5,) * 4)
     with pytest.raises(DataError, match="7 channels"):
         check_dataset("digits100", channels=7)
+
+
+def test_training_leaves_out_what_can_not_be_read_and_names_it(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The teacher's view of the images, in another preprocessing, leaves out the same ones."""
+    (folder / "train" / "a" / "1.png").write_bytes(b"")
+    options = TrainOptions(model="slimresnet18", width=4, image_size=32, data=str(folder), output=tmp_path / "model")
+    detail = run_train(dataclasses.replace(options, epochs=1)).architecture.training_details[-1]
+    assert "Left out: " in caplog.text
+    assert "a/1.png is not a readable image: it is empty" in caplog.text
+    data = open_dataset(str(folder), image_size=8)
+    kept = data.without_unreadable()
+    assert detail["train_images"] == len(kept.train) == len(data.train) - 1
+    view = kept.prepared(Preprocessing(resize=12, crop=12))
+    shades = [
+        {
+            int(label) * 100 + int(image[0, 0, 0])
+            for pixels, labels, _ in each.train.batches(torch.arange(3), 3)
+            for image, label in zip(pixels, labels, strict=True)
+        }
+        for each in (kept, view)
+    ]
+    assert shades[0] == shades[1]
 
 
 def test_the_command_in_each_form(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

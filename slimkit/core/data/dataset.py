@@ -51,7 +51,24 @@ class ImageSet:
 
     def prepared(self, preprocessing: Preprocessing) -> ImageSet:
         """The same images for another network. Raises DataError where it takes more channels than they have."""
-        return self if preprocessing == self.preprocessing else _prepared(self.collection, self.source, preprocessing)
+        if preprocessing == self.preprocessing:
+            return self
+        other = _prepared(self.collection, self.source, preprocessing)
+        same = {name: Images(other.splits[name].store, images.positions) for name, images in self.splits.items()}
+        return dataclasses.replace(other, splits=same)
+
+    def without_unreadable(self, progress: Progress = silent) -> ImageSet:
+        """The same without the training and the held-out images that can't be read: each of them is named in the log.
+
+        Images that are streamed are not looked at.
+        """
+        splits = dict(self.splits)
+        for name in ("train", "holdout"):
+            if name in splits:
+                splits[name], wrong = splits[name].readable(progress)
+                for sentence in wrong:
+                    log.warning("Left out: %s", sentence)
+        return dataclasses.replace(self, splits=splits)
 
     @property
     def train(self) -> Images:

@@ -47,6 +47,7 @@ class Trained:
     steps: int
     batches: int  # steps of a whole epoch
     threads: int
+    seconds: float  # the opening of its data and the evaluations included
 
 
 def fit(
@@ -80,7 +81,7 @@ def fit(
         module.load_state_dict(state.best)
     module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in the stub
     module.eval()
-    return Trained(state.epochs, state.rollbacks, state.steps, plan.batches, keeper.choices.threads)
+    return Trained(state.epochs, state.rollbacks, state.steps, plan.batches, keeper.choices.threads, state.seconds)
 
 
 class _Training:
@@ -212,5 +213,6 @@ class _Training:
         with uninterrupted():
             state.close_epoch(held_out.top1, precision)
         self._metrics.epoch(state)
+        state.seconds = time.monotonic() - self._begun
         done = len(state.epochs), self._epochs(), state.epochs[-1].loss, held_out.top1
         log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", *done)

@@ -93,6 +93,7 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Tr
         "seed": options.seed,
         "teacher": None,
         "threads": trained.threads,
+        "seconds": round(trained.seconds, 1),
         "precision": [epoch.precision for epoch in trained.epochs],
         "loss": [round(epoch.loss, 4) for epoch in trained.epochs],
         "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in trained.epochs],
