@@ -68,7 +68,7 @@ def run_train(options: TrainOptions, progress: Progress = silent) -> StageResult
     classifier, data = open_model_and_data(options, width=options.width, progress=progress)
     _require_float(classifier)
     data.require_labels("Training")
-    data = data.without_unreadable(progress)
+    data = data if options.epochs == 0 else data.without_unreadable(progress)
     result = _write(train(classifier, data, options, progress, files), classifier, data, options, progress)
     files.remove()
     return result
@@ -128,7 +128,7 @@ def run_distill(options: DistillOptions, progress: Progress = silent) -> StageRe
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     data.require_labels("Distillation")
-    data = data.without_unreadable(progress)
+    data = data if options.epochs == 0 else data.without_unreadable(progress)
     result = _write(distill(classifier, data, options, progress, files), classifier, data, options, progress)
     files.remove()
     return result
