@@ -64,7 +64,8 @@ def python(code: str, **settings: typing.Any) -> subprocess.CompletedProcess[str
 def test_help_of_everything_imports_no_torch() -> None:
     done = python(
         "import sys; from slimkit.cli.app import main, COMMANDS\n"
-        "for name in [[], *([c.name] for c in COMMANDS)]: assert main([*name, '--help']) == 0\n"
+        "names = [[], ['data'], ['data', 'check'], *([c.name] for c in COMMANDS)]\n"
+        "for name in names: assert main([*name, '--help']) == 0\n"
         "main(['prune', '--raet', '1']); main(['--version'])\n"
         "print([m for m in ('torch', 'torchvision', 'onnx', 'numpy', 'PIL') if m in sys.modules])"
     )
@@ -84,6 +85,14 @@ def test_help_of_a_command_has_an_example_of_it(run: typing.Any, name: str) -> N
     assert result.code == 0
     assert f"Example: slimkit {name}" in words(result.out)
     assert run(name, "--help").out == result.out
+
+
+def test_help_of_a_group_lists_its_commands_and_each_has_an_example(run: typing.Any) -> None:
+    assert "│ data " in run("-h").out
+    assert re.search(r"│ check ", run("data", "-h").out)
+    assert "Example: slimkit data check" in words(run("data", "check", "-h").out)
+    assert "Did you mean 'check'?" in run("data", "chek").err
+    assert "--strict" in run("data", "check", "--strct").err
 
 
 def test_help_shows_the_defaults_of_the_dataclasses(run: typing.Any) -> None:

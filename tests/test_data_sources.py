@@ -237,10 +237,10 @@ def test_a_check_finds_every_unreadable_image(folder: Path) -> None:
     (folder / "train" / "b" / "4.png").write_bytes(b"no image")
     (folder / "val" / "2" / "0.png").write_bytes(b"")
     report = check_dataset(str(folder))
-    assert report.images == {"train": 30, "test": 9}
-    assert len(report.problems) == 2
-    assert "4.png" in report.problems[0]
-    assert "0.png" in report.problems[1]
+    assert {name: split.images for name, split in report.splits.items()} == {"train": 30, "test": 9}
+    assert len(report.broken) == 2
+    assert "4.png" in report.broken[0]
+    assert "0.png" in report.broken[1]
 
 
 def test_classes_are_matched_by_name() -> None:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import small_classifier
 from test_cli_chain import write_images
+from test_resume import Stopped, stop_after
 
 from slimkit.core.errors import FolderError, ModelError, UsageError
 from slimkit.core.folder import write_folder
@@ -163,6 +164,18 @@ class TestResumed:
         assert state["prune"]["options"]["rate"] == 0.4
         assert state["distill"]["options"] is None  # its output is of the network that was replaced
         assert run_recipe(resolve_recipe(anew, Path("small"))).submission.is_dir()
+
+    def test_goes_on_within_a_stage_that_was_interrupted(self, caplog: pytest.LogCaptureFixture) -> None:
+        settings: dict[str, object] = {**SMALL, "distill": {"epochs": 2, "batch_size": 2, "checkpoint_minutes": 0}}
+        for _ in range(2):
+            with pytest.raises(Stopped), caplog.at_level("INFO", "slimkit"):
+                run_recipe(resolve_recipe(settings, Path("small")), progress=stop_after(20))
+        other = {**settings, "distill": {"epochs": 3, "batch_size": 2}}
+        with pytest.raises(Stopped):  # another distillation starts over
+            run_recipe(resolve_recipe(other, Path("small")), progress=stop_after(2))
+        assert [line.split(",")[0] for line in caplog.messages if "going on" in line] == [
+            "going on after step 10 of 34"
+        ]
 
     def test_a_recipe_of_the_users_own_is_not_replaced(self) -> None:
         Path("small/runs/recipe.yaml").write_text("# mine\n")

@@ -13,7 +13,7 @@ from slimkit.core.folder import read_folder
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill, run_train
 from slimkit.core.training.layout import memory_format
-from slimkit.core.training.precision import SMALLEST_SAFE, precision_of
+from slimkit.core.training.precision import SMALLEST_SAFE, precision_of, prefers_bfloat16
 from slimkit.core.training.schedule import learning_rate, training_size
 
 
@@ -30,8 +30,8 @@ def test_a_network_learns_what_is_plain_to_see(tmp_path: Path, image_folder: Pat
     assert max(details[0]["held_out_accuracy"]) == 100.0
     assert len(details[0]["held_out_accuracy"]) == 12
     small, full = SMALLEST_SAFE - 1, 32  # the last epoch has images of 32 pixels
-    assert details[0]["precision"][-1] == precision_of(torch.device("cpu"), full)
-    assert precision_of(torch.device("cpu"), small) == "float32"
+    assert details[0]["precision"][-1] == precision_of(prefers_bfloat16(torch.device("cpu")), full)
+    assert precision_of(True, small) == "float32"
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 7, 8, 15, 16])

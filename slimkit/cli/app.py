@@ -11,7 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from slimkit import __version__
+from slimkit.cli import data
 from slimkit.cli.benchmark import benchmark
+from slimkit.cli.command import Command
 from slimkit.cli.compress import compress
 from slimkit.cli.distill import distill
 from slimkit.cli.env import env
@@ -39,8 +41,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _add(group: typer.Typer, command: Command) -> None:
+    group.command(command.name, cls=FlagsCommand, epilog=f"Example: {command.example}")(command.run)
+
+
 for _command in COMMANDS:
-    app.command(_command.name, cls=FlagsCommand, epilog=f"Example: {_command.example}")(_command.run)
+    _add(app, _command)
+_data = typer.Typer(name="data", help=data.HELP, epilog=f"Example: {data.check.example}")
+_add(_data, data.check)
+app.add_typer(_data)
 
 
 def _print_version(value: bool) -> None:

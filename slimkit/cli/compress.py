@@ -12,8 +12,8 @@ from slimkit.cli.options import SHARED
 from slimkit.cli.output import Output, table
 from slimkit.core.options import (
     DEFAULT_RATE,
+    DISTILL_EPOCHS,
     Device,
-    DistillOptions,
     Interpolation,
     QuantizeOptions,
     Scheme,
@@ -95,9 +95,7 @@ class CompressOptions:
     rate=typer.Option("--rate", help="Share of its channels that each group loses.", show_default=str(DEFAULT_RATE)),
     scheme=typer.Option("--scheme", help="How activations are quantized.", show_default=QuantizeOptions.scheme),
     train_epochs=typer.Option("--train-epochs", help="Epochs of training. Without it: as the data needs."),
-    distill_epochs=typer.Option(
-        "--distill-epochs", help="Epochs of distillation.", show_default=str(DistillOptions.epochs)
-    ),
+    distill_epochs=typer.Option("--distill-epochs", help="Epochs of distillation.", show_default=str(DISTILL_EPOCHS)),
     force=typer.Option("--force", "-f", help="Start over, in place of going on after the last finished stage."),
 )
 def compress(options: CompressOptions, output: Output) -> None:

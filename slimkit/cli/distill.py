@@ -5,12 +5,13 @@ import typer
 from slimkit.cli.command import command
 from slimkit.cli.output import Output
 from slimkit.cli.stage import show_stage
-from slimkit.core.options import DistillOptions
+from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
 
 
 @command(
     DistillOptions,
     example="slimkit distill runs/prune --teacher runs/train --epochs 10",
+    epochs=typer.Option("--epochs", help="Training epochs.", show_default=str(DISTILL_EPOCHS)),
     teacher=typer.Option(
         "--teacher", metavar="MODEL", help="Model to learn from. Without it: the one that the student was cut from."
     ),

@@ -23,7 +23,7 @@ class Failure:
 
 def explain(error: BaseException) -> Failure:
     """Map `error` to what is told of it."""
-    again = "Whatever was finished before is whole; give the command again to go on."
+    again = "Whatever was finished before is whole; give the command again to go on, train and distill with --resume."
     match error:
         case SlimkitError():
             return Failure(str(error), error.hint, error.exit_code)

@@ -63,6 +63,11 @@ FLAGS: dict[str, Any] = {
         "--baseline", metavar="MODEL", help="What to compare with. Without it: the model that this one was made from."
     ),
     "epochs": typer.Option("--epochs", help="Training epochs."),
+    "minutes": typer.Option("--minutes", help="Train for so long, in place of --epochs: the steps are fitted to it."),
+    "checkpoint_minutes": typer.Option(
+        "--checkpoint-minutes", help="Time between two checkpoints in OUTPUT.checkpoint/; there is one per epoch too."
+    ),
+    "resume": typer.Option("--resume", help="Go on from the last checkpoint of the same training, if there is one."),
     "batch_size": typer.Option("--batch-size", help="Images per step."),
     "optimizer": typer.Option("--optimizer", help="How the weights are updated."),
     "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),

@@ -50,7 +50,8 @@ class Output:
     def _bars(self) -> "Bars":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        texts = (TextColumn("{task.description}"), TextColumn("{task.fields[note]}"))
+        columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
         return Progress(*columns, console=self._stderr, transient=True)
 
     def result(self, data: dict[str, Any], *, path: Path | None = None, human: "Sequence[RenderableType]" = ()) -> None:
@@ -75,13 +76,13 @@ class Output:
     def progress(self, description: str, total: int) -> Iterator[Advance]:
         """The core's `Progress`: a bar on a terminal, elsewhere one line when the task is done."""
         if self.quiet:
-            yield lambda units: None
+            yield lambda units, note="": None
         elif self._stderr.is_terminal:
             with self._bar(description, total) as advance:
                 yield advance
         else:
             start = time.monotonic()
-            yield lambda units: None
+            yield lambda units, note="": None
             self._say(f"{description}: done in {time.monotonic() - start:.1f} s")
 
     @contextmanager
@@ -101,11 +102,11 @@ class Output:
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[Advance]:
-        task = self._bars.add_task(description, total=total)
+        task = self._bars.add_task(description, total=total, note="")
         self._open_tasks += 1
         self._bars.start()
         try:
-            yield lambda units: self._bars.advance(task, units)
+            yield lambda units, note="": self._bars.update(task, advance=units, note=note)
         finally:
             self._bars.remove_task(task)
             self._open_tasks -= 1

@@ -56,11 +56,14 @@ RANGES = {
     "threads": Range(1, MOST_THREADS, "2"),
     "width": Range(1, 4096, "32"),
     "epochs": EPOCHS,
+    "minutes": dataclasses.replace(POSITIVE, example="30"),
+    "checkpoint_minutes": Range(0, example="5"),
     "train_epochs": EPOCHS,
     "distill_epochs": EPOCHS,
     "qat_epochs": EPOCHS,
     "finetune_epochs": EPOCHS,
     "batch_size": BATCH,
+    "channels": Range(1, 4096, "13"),
     "lr": dataclasses.replace(POSITIVE, example="0.001"),
     "weight_decay": Range(0, example="0.05"),
     "label_smoothing": Range(0, 1, "0.1", below=True),
@@ -100,6 +103,8 @@ def check_options(options: Any, source: str | None = None) -> None:
         _check_number(options, field.name, _flag(field.name, source))
     if isinstance(options, ModelOptions):
         _check_shared(options)
+    if isinstance(options, TrainOptions | DistillOptions) and None not in (options.epochs, options.minutes):
+        raise UsageError("--epochs and --minutes exclude each other.", "Give one of them.")
     if isinstance(options, PruneOptions):
         _check_prune(options)
     elif isinstance(options, DistillOptions):

@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to the disk and rename it into place."""
+    """Write `content` to a temporary file beside `path`, flush it to the disk and rename it into place for good."""
     path = Path(os.path.realpath(path))  # a link stays one: what it leads to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -40,6 +40,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _flush_to_disk(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -17,6 +17,8 @@ Scope = Literal["local", "global", "isomorphic"]
 Target = Literal["fp32", "int8"]
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8)  # that weights can be quantized to
+OF_ONE_RUN = ("force", "resume")  # options that are said anew each time
+DISTILL_EPOCHS = 5
 DEFAULT_RATE = 0.3  # of a pruning that is given no budget
 BUDGETS = ("rate", "macs", "params", "latency", "max_drop")  # of a pruning: at most one is given
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -70,10 +72,8 @@ class ModelOptions(CommonOptions, NamedModelOptions):
 
 
 def plain_options(options: CommonOptions) -> dict[str, Any]:
-    """The options as YAML and JSON values, but `force`: to repeat a run must not overwrite unasked."""
-    values = dataclasses.asdict(options)
-    del values["force"]
-    return {name: _plain(value) for name, value in values.items()}
+    """The options as YAML and JSON values, but those OF_ONE_RUN: to repeat it must not overwrite unasked."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(options).items() if name not in OF_ONE_RUN}
 
 
 def _plain(value: Any) -> Any:
@@ -81,7 +81,16 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(ModelOptions):
+class LongRunOptions:
+    """Shared by the stages that train for long."""
+
+    minutes: float | None = None  # in place of epochs
+    checkpoint_minutes: float = 5.0  # between two checkpoints; 0: as often as can be
+    resume: bool = False  # go on from the last checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ModelOptions, LongRunOptions):
     """`slimkit train`."""
 
     model: str = "resnet18"
@@ -132,14 +141,14 @@ class PruneOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillOptions(ModelOptions):
+class DistillOptions(ModelOptions, LongRunOptions):
     """`slimkit distill`."""
 
     model: str = "runs/prune"
     output: Path = Path("runs/distill")
     teacher: str | None = None  # model folder or name; None: the model that the student was cut from
     teacher_weights: Path | None = None
-    epochs: int = 5
+    epochs: int | None = None  # None: DISTILL_EPOCHS
     batch_size: int = 128
     optimizer: Optimizer = "adam"
     lr: float = 0.001

@@ -21,6 +21,7 @@ from slimkit.core.folder import LEFT_BY_OTHERS, METADATA, read_architecture, sha
 from slimkit.core.htmlreport.page import write_report
 from slimkit.core.options import (
     OF_NAMED_MODELS,
+    OF_ONE_RUN,
     CommonOptions,
     DistillOptions,
     PruneOptions,
@@ -33,6 +34,7 @@ from slimkit.core.progress import Progress, silent
 from slimkit.core.run import check_inputs, check_outputs
 from slimkit.core.scoring.run import run_score
 from slimkit.core.stages import run_distill, run_prune, run_quantize, run_train
+from slimkit.core.training.checkpoint import checkpoint_folder, remove_checkpoints
 from slimkit.core.typed import FieldError, parse_options, reject_unknown
 
 log = logging.getLogger("slimkit")
@@ -130,8 +132,8 @@ def _section(name: str, settings: Mapping[str, Any], source: str) -> dict[str, A
     section = settings.get(name) or {}
     if not isinstance(section, Mapping):
         raise FieldError(f"{source}: {name} should be a mapping of options")
-    if "force" in section:
-        raise FieldError(f"{source}: {name}: force is no part of a recipe, but a flag: -f")
+    if flag := next((flag for flag in OF_ONE_RUN if flag in section), None):
+        raise FieldError(f"{source}: {name}: {flag} is no part of a recipe, but a flag: --{flag}")
     own = {field.name for field in dataclasses.fields(_SECTIONS[name])}
     starting = _STARTING if name == "train" else ()
     shared = {key: value for key, value in settings.items() if key in starting or (key in _SHARED and key in own)}
@@ -162,9 +164,12 @@ def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = sile
         if name in finished:
             log.info("%s is finished: %s", name, options.output)
             continue
-        _mark_outdated(state, name)
         replaceable = force or _is_unchanged(options, state.get(name, {}))
-        _RUN[name](dataclasses.replace(options, force=replaceable), progress)
+        going_on = _is_begun(options, state.get(name, {}))
+        _mark_outdated(state, name)
+        state[name] = state.get(name, {}) | {"begun": plain_options(options)}
+        _write_state(recipe, state)
+        _RUN[name](dataclasses.replace(_resumed(options, going_on), force=replaceable), progress)
         state[name] = _entry(options)
         _write_state(recipe, state)
     return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
@@ -197,11 +202,25 @@ def _finished(recipe: Recipe, state: Mapping[str, Any]) -> list[str]:
     return finished
 
 
+def _is_begun(options: Stage, entry: Mapping[str, Any]) -> bool:
+    """Whether a stage was interrupted when it ran with these very options."""
+    return entry.get("begun") == plain_options(options)
+
+
+def _resumed(options: Stage, going_on: bool) -> Stage:
+    """The options of a stage, which goes on where it was interrupted if it is one that trains, or else starts over."""
+    if not isinstance(options, TrainOptions | DistillOptions):
+        return options
+    if not going_on:
+        remove_checkpoints(checkpoint_folder(options.output))
+    return dataclasses.replace(options, resume=True)
+
+
 def _mark_outdated(state: dict[str, Any], first: str) -> None:
-    """Let no stage from `first` on count as finished; what is known of its output stays, so that it may be replaced."""
+    """Let no stage from `first` on count as finished or begun; its output stays known, so that it may be replaced."""
     for name in list(_SECTIONS)[list(_SECTIONS).index(first) :]:
         if name in state:
-            state[name] = state[name] | {"options": None}
+            state[name] = state[name] | {"options": None, "begun": None}
 
 
 def _check_outputs(options: Stage, entry: Mapping[str, Any], force: bool) -> None:

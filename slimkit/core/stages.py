@@ -35,6 +35,7 @@ from slimkit.core.pruning.sensitivity_plot import draw_sensitivity
 from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.core.run import checked, output_files
+from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.loop import fit
 from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.stage import fit_options_of, train, training_detail, with_detail
@@ -64,10 +65,14 @@ class SensitivityResult:
 @checked
 def run_train(options: TrainOptions, progress: Progress = silent) -> StageResult:
     """Train a network on the data's training images and write it to `options.output`. Raises SlimkitError."""
+    files = TrainingFiles.of(options)
     classifier, data = open_model_and_data(options, width=options.width, progress=progress)
     _require_float(classifier)
     data.require_labels("Training")
-    return _write(train(classifier, data, options, progress), classifier, data, options, progress)
+    data = data if options.epochs == 0 else data.without_unreadable(progress)
+    result = _write(train(classifier, data, options, progress, files), classifier, data, options, progress)
+    files.remove()
+    return result
 
 
 @checked
@@ -110,8 +115,8 @@ def _finetuner(data: ImageSet, options: PruneOptions, progress: Progress) -> Fin
         def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels, label_smoothing=as_training.label_smoothing)
 
-        history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
-        detail = training_detail("finetune", data, fit_options, history)
+        trained = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
+        detail = training_detail("finetune", data, fit_options, trained)
         return dataclasses.replace(classifier, architecture=with_detail(classifier.architecture, detail))
 
     return finetune
@@ -120,10 +125,14 @@ def _finetuner(data: ImageSet, options: PruneOptions, progress: Progress) -> Fin
 @checked
 def run_distill(options: DistillOptions, progress: Progress = silent) -> StageResult:
     """Train a student on the labels and a teacher's logits, and write it to `options.output`."""
+    files = TrainingFiles.of(options)
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     data.require_labels("Distillation")
-    return _write(distill(classifier, data, options, progress), classifier, data, options, progress)
+    data = data if options.epochs == 0 else data.without_unreadable(progress)
+    result = _write(distill(classifier, data, options, progress, files), classifier, data, options, progress)
+    files.remove()
+    return result
 
 
 @checked

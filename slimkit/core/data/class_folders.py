@@ -57,8 +57,11 @@ class FileImages:
     def image(self, index: int, channels: int = 3) -> Image.Image | Tensor:
         """As `Source.image`."""
         name = self.files[index]
+        content = self.tree.read(name)
+        if not content:
+            raise DataError(f"{self.tree.path / name} is not a readable image: it is empty.", "Remove the file.")
         try:
-            return model_loader.read_image(io.BytesIO(self.tree.read(name)), channels, f"{self.tree.path / name}")
+            return model_loader.read_image(io.BytesIO(content), channels, f"{self.tree.path / name}")
         except ValueError as error:
             raise DataError(f"{error}.", "Repair or remove the file.") from error
 
@@ -97,7 +100,7 @@ def _class_folders(tree: Tree, names: list[str]) -> Collection:
     sources = {use: _file_images(tree, folders[use], files, class_names) for use, files in classes.items()}
     name = tree.path.resolve().name.removesuffix(".zip")
     log.info("%s: %s.", name, "; ".join(USES[use].format(folders[use] or "the folder") for use in classes))
-    return Collection(name, class_names, sources)
+    return Collection(name, class_names, sources, left_out=tuple(found.remarks))
 
 
 def _uses(splits: Mapping[str, Classes]) -> dict[str, str]:

@@ -51,7 +51,24 @@ class ImageSet:
 
     def prepared(self, preprocessing: Preprocessing) -> ImageSet:
         """The same images for another network. Raises DataError where it takes more channels than they have."""
-        return self if preprocessing == self.preprocessing else _prepared(self.collection, self.source, preprocessing)
+        if preprocessing == self.preprocessing:
+            return self
+        other = _prepared(self.collection, self.source, preprocessing)
+        same = {name: Images(other.splits[name].store, images.positions) for name, images in self.splits.items()}
+        return dataclasses.replace(other, splits=same)
+
+    def without_unreadable(self, progress: Progress = silent) -> ImageSet:
+        """The same without the training and the held-out images that can't be read: each of them is named in the log.
+
+        Images that are streamed are not looked at.
+        """
+        splits = dict(self.splits)
+        for name in ("train", "holdout"):
+            if name in splits:
+                splits[name], wrong = splits[name].readable(progress)
+                for sentence in wrong:
+                    log.warning("Left out: %s", sentence)
+        return dataclasses.replace(self, splits=splits)
 
     @property
     def train(self) -> Images:
@@ -118,7 +135,7 @@ def open_dataset(
 
 def _prepared(collection: Collection, spec: str, preprocessing: Preprocessing) -> ImageSet:
     """The images of `collection`, which the user called `spec`, with stores for what is decoded of them."""
-    _require_channels(collection, preprocessing)
+    require_channels(collection, len(preprocessing.mean))
     images = sum(len(source.labels) for source in collection.sources.values())
     held = fits_in_memory(collection.sources.values(), preprocessing)
     if not held:
@@ -194,9 +211,8 @@ def _in_proportion(crop: Size, usual: Preprocessing) -> Size:
     return round(crop[0] * larger[0]), round(crop[1] * larger[1])
 
 
-def _require_channels(collection: Collection, preprocessing: Preprocessing) -> None:
+def require_channels(collection: Collection, channels: int) -> None:
     """Raise DataError where a network takes more channels than images have."""
-    channels = len(preprocessing.mean)
     if channels not in model_loader.MODES and any(s.pixel_type == torch.uint8 for s in collection.sources.values()):
         raise DataError(
             f"The network takes {channels} channels; the images of {collection.name} have 1 to 4.",

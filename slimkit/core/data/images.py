@@ -39,8 +39,8 @@ class Store(Protocol):
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
         """The images at `positions`, in batches [b, channels, *resize] of 0 … 255. Raises DataError, naming a file."""
 
-    def load(self, positions: Tensor, progress: Progress) -> None:
-        """Decode now what reading `positions` would decode on the way."""
+    def load(self, positions: Tensor, progress: Progress) -> dict[int, DataError]:
+        """Decode now what reading `positions` would decode on the way; gives what is wrong with which of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +82,14 @@ class Images:
         for indices, pixels in zip(torch.split(order, batch_size), batches, strict=True):
             yield pixels, labels[indices], indices
 
-    def load(self, progress: Progress = silent) -> None:
-        """Decode all images that are to be held in memory now, so that later reading is fast; may be left out."""
-        self.store.load(self.positions, progress)
+    def readable(self, progress: Progress = silent) -> tuple[Images, tuple[str, ...]]:
+        """Those of the images that can be read, and what is wrong with the others.
+
+        Images that are to be held in memory are decoded for that; those that are streamed count as readable.
+        """
+        wrong = self.store.load(self.positions, progress)
+        keep = torch.tensor([place not in wrong for place in self.positions.tolist()], dtype=torch.bool)
+        return Images(self.store, self.positions[keep]), tuple(map(str, wrong.values()))
 
 
 class MemoryStore:
@@ -101,27 +106,40 @@ class MemoryStore:
     def read(self, positions: Tensor, batch_size: int) -> Iterator[Tensor]:
         """As `Store.read`."""
         for chunk in torch.split(positions, batch_size):
-            self._decode(chunk)
+            for error in self._decode(chunk).values():
+                raise error
             yield self._pixels[chunk]
 
-    def load(self, positions: Tensor, progress: Progress) -> None:
+    def load(self, positions: Tensor, progress: Progress) -> dict[int, DataError]:
         """As `Store.load`."""
+        wrong: dict[int, DataError] = {}
         with progress("decode images", len(positions)) as advance:
             for chunk in torch.split(positions, 512):
-                self._decode(chunk)
+                wrong |= self._decode(chunk)
                 advance(len(chunk))
+        return wrong
 
-    def _decode(self, positions: Tensor) -> None:
+    def _decode(self, positions: Tensor) -> dict[int, DataError]:
+        """Decode what is not decoded yet of `positions`; gives what is wrong with which of them."""
         missing = torch.unique(positions[~self._decoded[positions]])
+        wrong: dict[int, DataError] = {}
         if len(missing):
             cores = len(allowed_processors())
             with ThreadPoolExecutor(cores) as pool:  # Pillow works outside the interpreter's lock
-                list(pool.map(self._decode_each, (missing[core::cores].tolist() for core in range(cores))))
+                for found in pool.map(self._decode_each, (missing[core::cores].tolist() for core in range(cores))):
+                    wrong |= found
             self._decoded[missing] = True
+            self._decoded[list(wrong)] = False
+        return wrong
 
-    def _decode_each(self, positions: list[int]) -> None:
+    def _decode_each(self, positions: list[int]) -> dict[int, DataError]:
+        wrong = {}
         for position in positions:
-            self._pixels[position] = _pixels(self.source, position, self._preprocessing)
+            try:
+                self._pixels[position] = _pixels(self.source, position, self._preprocessing)
+            except DataError as error:
+                wrong[position] = error
+        return wrong
 
 
 class StreamStore:
@@ -145,8 +163,9 @@ class StreamStore:
                 raise DataError(*batch)
             yield torch.from_numpy(batch)
 
-    def load(self, positions: Tensor, progress: Progress) -> None:
-        """As `Store.load`: nothing is held."""
+    def load(self, positions: Tensor, progress: Progress) -> dict[int, DataError]:
+        """As `Store.load`: nothing is held, so nothing is decoded."""
+        return {}
 
 
 class _Pixels(Dataset[Any]):

@@ -44,3 +44,4 @@ class Collection:
     suggested: Preprocessing = IMAGENET_PREPROCESSING
     flip: bool = True  # whether an image's mirror image is of the same class
     published_order: tuple[str, ...] | None = None  # of the classes, where the set has one that isn't sorted
+    left_out: tuple[str, ...] = ()  # a sentence for each kind of file, or folder, that is not used

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimkit.core.training.precision import autocast
-
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
     """alpha T^2 KL(teacher || student) at temperature T + (1 - alpha) cross-entropy (Hinton et al. 2015).
@@ -36,6 +34,6 @@ class DistillationLoss:
 
     def __call__(self, logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of the student's `logits` [n, classes] for `inputs` [n, 3, h, w] and `labels` [n]."""
-        with torch.no_grad(), autocast(inputs):
+        with torch.no_grad():
             teacher = self.teacher(inputs)
         return distillation_loss(logits, teacher.float()[:, self.classes], labels, self.temperature, self.alpha)

@@ -15,24 +15,36 @@ from slimkit.core.folder import Classifier, read_folder
 from slimkit.core.models.classes import class_order
 from slimkit.core.models.lineage import find_baseline, weights_sha256
 from slimkit.core.models.resolve import is_folder, open_named
-from slimkit.core.options import DistillOptions
+from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.sizes import show_size
+from slimkit.core.training.files import TrainingFiles
+from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import fit
-from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
+from slimkit.core.training.stage import fit_options_of, how_long, training_detail, with_detail
 
 log = logging.getLogger("slimkit")
 
 
-def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, progress: Progress = silent) -> Classifier:
+def distill(
+    classifier: Classifier,
+    data: ImageSet,
+    options: DistillOptions,
+    progress: Progress = silent,
+    files: TrainingFiles | None = None,
+) -> Classifier:
     """Train `classifier` (in place) on the labels of `data` and the logits of the teacher that `options` name.
+
+    The training is kept in `files`.
 
     Raises UsageError for impossible options or where no teacher can be found, ModelError where training diverges.
     """
-    fit_options = fit_options_of(options, options.epochs, options.lr, progressive=False)
+    epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
+    fit_options = fit_options_of(options, epochs, options.lr, progressive=False)
     teacher = open_teacher(classifier, data, options)
     name = teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
-    log.info("distilling %s into %s for %d epochs", name, options.model, options.epochs)
+    log.info("distilling %s into %s for %s", name, options.model, how_long(fit_options))
+    files = files and files.of_run(describe_run(options, data, classifier.module, teacher.module))
     loss = DistillationLoss(
         teacher.module.to(fit_options.device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in the stub
         label_map(teacher.architecture.class_names, classifier.architecture.class_names).to(fit_options.device),
@@ -40,8 +52,9 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
         alpha=options.alpha,
     )
     view = teacher_view(teacher, data)
-    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress, view)
-    detail = training_detail("distill", data, fit_options, history)
+    names = classifier.architecture.class_names
+    trained = fit(classifier.module, names, data, fit_options, loss, progress, view, files)
+    detail = training_detail("distill", data, fit_options, trained)
     detail |= {
         "teacher": name,
         "teacher_sha256": weights_sha256(teacher.folder) if teacher.folder else None,
@@ -49,7 +62,7 @@ def distill(classifier: Classifier, data: ImageSet, options: DistillOptions, pro
         "alpha": options.alpha,
     }
     architecture = with_detail(classifier.architecture, detail)
-    steps = (*architecture.compression_steps, f"distill: {options.epochs} epochs from {name}")
+    steps = (*architecture.compression_steps, f"distill: {how_long(fit_options)} from {name}")
     return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))
 
 

@@ -1,54 +1,53 @@
 """The training loop that `train` and `distill` share."""
 
-import copy
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from slimkit.core.data import ImageSet, augment, epoch_order, label_map
+from slimkit.core.data import ImageSet, label_map
 from slimkit.core.device import computing
-from slimkit.core.errors import ModelError
 from slimkit.core.measure.accuracy import evaluate
-from slimkit.core.options import Optimizer
 from slimkit.core.progress import Advance, Progress, silent
 from slimkit.core.sizes import Size
+from slimkit.core.training.files import TrainingFiles
+from slimkit.core.training.interrupts import uninterrupted
+from slimkit.core.training.keeper import Keeper
 from slimkit.core.training.layout import memory_format
+from slimkit.core.training.metrics import Metrics
+from slimkit.core.training.minutes import Budget
 from slimkit.core.training.optimizer import make_optimizer
-from slimkit.core.training.precision import autocast, precision_of
-from slimkit.core.training.schedule import learning_rate, training_size
+from slimkit.core.training.plan import FitOptions, Plan
+from slimkit.core.training.precision import precision_of
+from slimkit.core.training.state import Epoch, Rollback, State
+from slimkit.core.training.step import Loss, take_step
+from slimkit.core.training.views import Batch, Views
 from slimkit.standalone.model_loader import sides
+
+__all__ = ["Epoch", "FitOptions", "Loss", "Trained", "fit"]
 
 log = logging.getLogger("slimkit")
 
-# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels [n] -> scalar
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """How long and how to train."""
-
-    epochs: int
-    batch_size: int
-    optimizer: Optimizer
-    lr: float
-    weight_decay: float
-    seed: int
-    device: torch.device
-    progressive: bool  # small images first
+TRIALS = 4  # steps that the pace is measured in before the first; the first of them warms up
+TRIAL_SHARE = 0.1  # of the minutes, at most
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to."""
+class Trained:
+    """What a training came to."""
 
-    loss: float  # mean over the training images
-    accuracy: float  # top-1 %, on the images held out of the training data
-    precision: str  # that the forward pass was computed in
+    epochs: tuple[Epoch, ...]
+    rollbacks: tuple[Rollback, ...]
+    steps: int
+    batches: int  # steps of a whole epoch
+    threads: int
+    seconds: float  # the opening of its data and the evaluations included
 
 
 def fit(
@@ -59,108 +58,161 @@ def fit(
     loss: Loss,
     progress: Progress = silent,
     loss_data: ImageSet | None = None,
-) -> tuple[Epoch, ...]:
+    files: TrainingFiles | None = None,
+) -> Trained:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch on the held-out images.
 
     `class_names` are those of the module's outputs; the data's classes are found among them by name. `loss_data` are
-    the same images in the preprocessing of the loss's own network, where that is another than the module's.
-    Raises ModelError when the loss is no longer finite, DataError for a class that the module does not know.
+    the same images in the preprocessing of the loss's own network, where that is another than the module's. With
+    `files` the training is kept there, and goes on from there if they say so.
+    Raises ModelError where the loss is not finite again and again, DataError for a class that the module does not know.
     """
     classes = label_map(class_names, data.class_names)
     module.to(options.device, memory_format=memory_format(module))  # type: ignore[call-overload]  # missing in the stub
-    optimizer = make_optimizer(module, options.optimizer, options.lr, options.weight_decay)
-    history: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    for epoch in range(options.epochs):
-        with (
-            computing(seed=(options.seed * 1_000_003 + epoch) % 2**63),
-            progress(f"epoch {epoch + 1}/{options.epochs}", len(data.train)) as advance,
-        ):
-            mean_loss = _train_epoch(module, data, classes, options, loss, optimizer, epoch, advance, loss_data)
-        module.eval()
-        held_out = evaluate(module, data.holdout, data.preprocessing, device=str(options.device), label_map=classes)
-        accuracy = held_out.top1
-        precision = precision_of(options.device, min(sides(_size(data, options, epoch))))
-        history.append(Epoch(mean_loss, accuracy, precision))
-        log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", epoch + 1, options.epochs, mean_loss, accuracy)
-        if accuracy >= max(e.accuracy for e in history):
-            best = copy.deepcopy(module.state_dict())
-    if best:
-        module.load_state_dict(best)
+    plan = Plan(len(data.train), data.preprocessing.crop, options)
+    state = State(module, make_optimizer(module, options.optimizer, options.lr, options.weight_decay), plan.steps)
+    keeper = Keeper(files)
+    keeper.start(state, options.device)
+    training = _Training(state, plan, Views(data, loss_data, classes, options), loss, keeper, files, progress)
+    module.train()
+    with computing(keeper.choices.threads), keeper.saving(state):
+        training.run()
+    if state.best:
+        module.load_state_dict(state.best)
     module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in the stub
     module.eval()
-    return tuple(history)
+    return Trained(state.epochs, state.rollbacks, state.steps, plan.batches, keeper.choices.threads, state.seconds)
 
 
-def _train_epoch(
-    module: nn.Module,
-    data: ImageSet,
-    classes: Tensor,
-    options: FitOptions,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    advance: Advance,
-    loss_data: ImageSet | None,
-) -> float:
-    """One pass over the training images; gives the mean loss."""
-    module.train()
-    order = _whole_batches(epoch_order(len(data.train), options.seed, epoch), options.batch_size)
-    batches = math.ceil(len(order) / options.batch_size)
-    size = _size(data, options, epoch)
-    views = _views(data, order, options, epoch, size)
-    others = _views(loss_data, order, options, epoch) if loss_data else None
-    total = 0.0
-    for i, (inputs, labels) in enumerate(views):
-        seen_by_loss = next(others)[0] if others else inputs
-        rate = learning_rate(epoch * batches + i, options.epochs * batches, options.lr)
-        value = _step(module, inputs, seen_by_loss, classes[labels].to(options.device), loss, optimizer, rate)
-        if not math.isfinite(value):
-            raise ModelError(f"The loss is {value} in epoch {epoch + 1}: training diverged.", "Give a lower --lr.")
-        total += value * len(labels)
-        advance(len(labels))
-    return total / len(order)
+class _Training:
+    """A training on its way."""
 
+    def __init__(
+        self,
+        state: State,
+        plan: Plan,
+        views: Views,
+        loss: Loss,
+        keeper: Keeper,
+        files: TrainingFiles | None,
+        progress: Progress,
+    ) -> None:
+        self._state, self._plan, self._views, self._loss = state, plan, views, loss
+        self._keeper, self._progress = keeper, progress
+        self._options, self._data = plan.options, views.data
+        begun = files.begun if files else time.monotonic()
+        self._begun = begun - state.seconds  # as if it had never been interrupted
+        self._metrics = Metrics(files.metrics if files and (state.steps or plan.options.minutes) else None, state.step)
+        minutes = plan.options.minutes
+        self._budget = Budget(minutes, plan, len(self._data.holdout)) if minutes else None
 
-def _size(data: ImageSet, options: FitOptions, epoch: int) -> Size:
-    """The pixels of the images of an epoch."""
-    crop = data.preprocessing.crop
-    return training_size(epoch, options.epochs, crop) if options.progressive else crop
+    def run(self) -> None:
+        """Take all steps that are left."""
+        if self._budget and self._state.step == 0:
+            self._measure_pace(self._budget)
+        while len(self._state.epochs) < self._epochs():
+            if self._train_epoch():
+                self._close_epoch()
+        self._keeper.finish(self._state)
 
+    def _epochs(self) -> int:
+        """As many as all steps make, the last one perhaps cut short."""
+        return math.ceil(self._state.steps / self._plan.batches)
 
-def _views(
-    data: ImageSet, order: Tensor, options: FitOptions, epoch: int, size: Size | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training images at `order`, augmented and on the device [n, channels, *size], with their labels [n]."""
-    for pixels, labels, indices in data.train.batches(order, options.batch_size):
-        inputs = augment(
-            pixels, indices, epoch=epoch, seed=options.seed, size=size, flip=data.flip, preprocessing=data.preprocessing
+    def _measure_pace(self, budget: Budget) -> None:
+        """Take a few steps, fit the number of all steps to the time that they took, and take them back."""
+        state, start = self._state, time.monotonic()
+        before = state.snapshot()
+        state.steps = self._plan.batches
+        for trial, batch in enumerate(itertools.islice(self._batches(), TRIALS)):
+            size = self._size()
+            self._learn_from(batch)
+            now = time.monotonic()
+            if trial or self._plan.batches == 1:  # the first warms up
+                budget.saw_step(now - start, size)
+            start = now
+            if trial and now - self._begun > TRIAL_SHARE * budget.seconds:
+                break
+        state.restore(before)
+        self._fit_steps(budget)
+        epochs = state.steps / self._plan.batches
+        log.info("%g minutes are time for %d steps: %.3g epochs", self._options.minutes, state.steps, epochs)
+
+    def _fit_steps(self, budget: Budget) -> None:
+        self._state.seconds = time.monotonic() - self._begun
+        self._state.steps = budget.fitted(self._state)
+
+    def _train_epoch(self) -> bool:
+        """Take the steps of the epoch that are left; False where a loss was not finite and training went back."""
+        state, start = self._state, time.monotonic()
+        with self._bar() as advance:
+            for batch in self._batches():
+                self._keeper.before_step(state, first_of_epoch=state.images == 0)
+                size, rate, images = self._size(), self._rate(), len(batch.labels)
+                with uninterrupted():
+                    value = self._learn_from(batch)
+                    if not math.isfinite(value):
+                        self._keeper.roll_back(state, value)
+                        self._metrics.rollback(state)
+                        return False
+                    state.count(value, images)
+                self._keeper.after_step()
+                self._metrics.step(state, value, rate, images)
+                advance(images, f"loss {value:.3f}, {self._metrics.images_per_second:.0f} images/s")
+                seconds, start = time.monotonic() - start, time.monotonic()
+                self._after_step(seconds, size)
+        return True
+
+    def _after_step(self, seconds: float, size: Size) -> None:
+        self._state.seconds = time.monotonic() - self._begun
+        if self._budget:
+            self._budget.saw_step(seconds, size)
+            self._fit_steps(self._budget)
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch."""
+        state, epoch = self._state, len(self._state.epochs)
+        order = self._plan.order(epoch, state.step - epoch * self._plan.batches)
+        batches = self._views.batches(epoch, order, self._size)
+        while state.step < state.steps and (batch := next(batches, None)):
+            yield batch
+
+    def _learn_from(self, batch: Batch) -> float:
+        """Take a step; gives its loss. What is random in it, such as dropout, hangs on the seed and the step alone."""
+        state = self._state
+        torch.manual_seed((self._options.seed * 1_000_003 + state.step) % 2**63)
+        bfloat16 = self._keeper.choices.bfloat16
+        return take_step(state.module, state.optimizer, self._loss, batch, self._rate(), bfloat16)
+
+    def _rate(self) -> float:
+        return self._plan.rate(self._state.step, self._state.steps) * 0.5 ** len(self._state.rollbacks)
+
+    def _size(self) -> Size:
+        return self._plan.size(self._state.step, self._state.steps)
+
+    def _bar(self) -> AbstractContextManager[Advance]:
+        """Of the images that this epoch is still to see."""
+        epoch = len(self._state.epochs)
+        end = min(self._state.steps, (epoch + 1) * self._plan.batches)
+        images = len(self._plan.order(epoch, self._state.step - epoch * self._plan.batches))
+        left = min(images, (end - self._state.step) * self._options.batch_size)
+        return self._progress(f"epoch {epoch + 1}/{self._epochs()}", left)
+
+    def _close_epoch(self) -> None:
+        """Measure the epoch that is over on the held-out images."""
+        state, data, start = self._state, self._data, time.monotonic()
+        precision = precision_of(
+            self._keeper.choices.bfloat16, min(sides(self._plan.size(state.step - 1, state.steps)))
         )
-        yield inputs.to(options.device), labels
-
-
-def _step(
-    module: nn.Module,
-    inputs: Tensor,
-    seen_by_loss: Tensor,
-    labels: Tensor,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    rate: float,
-) -> float:
-    """One step on one batch at the learning rate `rate`; gives the loss."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    inputs = inputs.contiguous(memory_format=memory_format(module))
-    with autocast(inputs):
-        logits = module(inputs)
-    value = loss(logits.float(), seen_by_loss, labels)
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
-    optimizer.step()
-    return value.item()
-
-
-def _whole_batches(order: Tensor, batch_size: int) -> Tensor:
-    """`order` without a last batch of one, which BatchNorm can't be trained on: it gets a second image."""
-    return torch.cat([order, order[:1]]) if len(order) % batch_size == 1 else order
+        device = str(self._options.device)
+        held_out = evaluate(
+            state.module, data.holdout, data.preprocessing, device=device, label_map=self._views.classes
+        )
+        if self._budget:
+            self._budget.saw_evaluation(time.monotonic() - start)
+        with uninterrupted():
+            state.close_epoch(held_out.top1, precision)
+        self._metrics.epoch(state)
+        state.seconds = time.monotonic() - self._begun
+        done = len(state.epochs), self._epochs(), state.epochs[-1].loss, held_out.top1
+        log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", *done)

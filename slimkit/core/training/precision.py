@@ -11,19 +11,22 @@ from torch import Tensor
 SMALLEST_SAFE = 32
 
 
-def autocast(inputs: Tensor) -> torch.autocast:
-    """Autocast to bfloat16 where that is faster for images [n, 3, h, w]; elsewhere a context that changes nothing."""
-    enabled = precision_of(inputs.device, min(inputs.shape[2:])) == "bfloat16"
+def autocast(inputs: Tensor, bfloat16: bool) -> torch.autocast:
+    """Autocast for images [n, 3, h, w], to bfloat16 if that is wished and safe; else a context that changes nothing."""
+    enabled = precision_of(bfloat16, min(inputs.shape[2:])) == "bfloat16"
     return torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def precision_of(device: torch.device, size: int) -> Literal["bfloat16", "float32"]:
-    """What images of `size` pixels are trained in there. It hangs on the machine, so it belongs into a record."""
-    return "bfloat16" if size >= SMALLEST_SAFE and prefers_bfloat16(device) else "float32"
+def precision_of(bfloat16: bool, size: int) -> Literal["bfloat16", "float32"]:
+    """What images of `size` pixels are trained in, where bfloat16 is wished or not."""
+    return "bfloat16" if bfloat16 and size >= SMALLEST_SAFE else "float32"
 
 
 def prefers_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there. A CPU without AVX512-BF16 or AMX emulates it, far slower."""
+    """Whether bfloat16 is faster than float32 there. A CPU without AVX512-BF16 or AMX emulates it, far slower.
+
+    The answer hangs on the machine, so a training asks once and records it.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and _cpu_prefers_bfloat16()
@@ -37,7 +40,7 @@ def _cpu_prefers_bfloat16() -> bool:
     return _seconds(half) < 0.75 * _seconds(single)
 
 
-def _seconds(matrix: Tensor, repeats: int = 10) -> float:
+def _seconds(matrix: Tensor, repeats: int = 4) -> float:
     """The shortest of `repeats` products, which noise can only lengthen."""
     times = []
     for _ in range(repeats):

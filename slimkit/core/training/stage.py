@@ -16,7 +16,9 @@ from slimkit.core.device import resolve_device
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
-from slimkit.core.training.loop import Epoch, FitOptions, fit
+from slimkit.core.training.files import TrainingFiles
+from slimkit.core.training.identity import describe_run
+from slimkit.core.training.loop import FitOptions, Trained, fit
 from slimkit.core.training.optimizer import USUAL_RATES
 
 log = logging.getLogger("slimkit")
@@ -25,8 +27,14 @@ _USUAL_EPOCHS = {"digits100": 5}
 _EPOCHS = 20  # of any other data set
 
 
-def train(classifier: Classifier, data: ImageSet, options: TrainOptions, progress: Progress = silent) -> Classifier:
-    """Train `classifier` (in place) on the labels of `data`; gives it with the training recorded.
+def train(
+    classifier: Classifier,
+    data: ImageSet,
+    options: TrainOptions,
+    progress: Progress = silent,
+    files: TrainingFiles | None = None,
+) -> Classifier:
+    """Train `classifier` (in place) on the labels of `data`; gives it with the training recorded, and kept in `files`.
 
     A network with random weights sees small images first. No epochs at all leave the weights as they are.
     Raises UsageError for impossible options, ModelError where training diverges.
@@ -35,13 +43,16 @@ def train(classifier: Classifier, data: ImageSet, options: TrainOptions, progres
     epochs = _USUAL_EPOCHS.get(data.name, _EPOCHS) if options.epochs is None else options.epochs
     lr = USUAL_RATES[options.optimizer] if options.lr is None else options.lr
     fit_options = fit_options_of(options, epochs, lr, progressive=not has_weights)
-    log.info("training %s on %d images of %s for %d epochs", options.model, len(data.train), data.name, epochs)
+    length = how_long(fit_options)
+    log.info("training %s on %d images of %s for %s", options.model, len(data.train), data.name, length)
+    files = files and files.of_run(describe_run(options, data, classifier.module))
 
     def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
 
-    history = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
-    detail = training_detail("train", data, fit_options, history) | {"label_smoothing": options.label_smoothing}
+    names = classifier.architecture.class_names
+    trained = fit(classifier.module, names, data, fit_options, loss, progress, files=files)
+    detail = training_detail("train", data, fit_options, trained) | {"label_smoothing": options.label_smoothing}
     return dataclasses.replace(classifier, architecture=with_detail(classifier.architecture, detail))
 
 
@@ -49,7 +60,8 @@ def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: floa
     """Check the options that training and distillation share. Raises UsageError."""
     check_options(options)
     return FitOptions(
-        epochs=epochs,
+        epochs=0 if options.minutes else epochs,
+        minutes=options.minutes,
         batch_size=options.batch_size,
         optimizer=options.optimizer,
         lr=lr,
@@ -60,22 +72,32 @@ def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: floa
     )
 
 
-def training_detail(stage: str, data: ImageSet, options: FitOptions, history: tuple[Epoch, ...]) -> dict[str, Any]:
+def how_long(options: FitOptions) -> str:
+    """As the log and the record say it: 5 epochs, 30 minutes."""
+    return f"{options.minutes:g} minutes" if options.minutes else f"{options.epochs} epochs"
+
+
+def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Trained) -> dict[str, Any]:
     """The entry of `training_details` for one run of training."""
     return {
         "stage": stage,
         "data": data.name,
         "train_images": len(data.train),
-        "epochs": options.epochs,
+        "epochs": round(trained.steps / trained.batches, 3) if options.minutes else options.epochs,
+        "minutes": options.minutes,
+        "steps": trained.steps,
         "batch_size": options.batch_size,
         "optimizer": options.optimizer,
         "learning_rate": options.lr,
         "weight_decay": options.weight_decay,
         "seed": options.seed,
         "teacher": None,
-        "precision": [epoch.precision for epoch in history],
-        "loss": [round(epoch.loss, 4) for epoch in history],
-        "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in history],
+        "threads": trained.threads,
+        "seconds": round(trained.seconds, 1),
+        "precision": [epoch.precision for epoch in trained.epochs],
+        "loss": [round(epoch.loss, 4) for epoch in trained.epochs],
+        "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in trained.epochs],
+        "rollbacks": [dataclasses.asdict(rollback) for rollback in trained.rollbacks],
     }
 
 

@@ -1,0 +1,79 @@
+"""What a training hangs on: a checkpoint tells it, and is gone on with by the same training alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slimkit.core.data import ImageSet
+from slimkit.core.device import resolve_device
+from slimkit.core.environment import describe_environment
+from slimkit.core.errors import UsageError
+from slimkit.core.options import DistillOptions, TrainOptions, plain_options
+from slimkit.core.training.layout import memory_format
+
+log = logging.getLogger("slimkit")
+
+FREE = ("output", "checkpoint_minutes", "threads")  # options that may change; threads are compared as what was taken
+Run = dict[str, Any]  # texts, numbers and lists
+
+
+def describe_run(
+    options: TrainOptions | DistillOptions, data: ImageSet, module: nn.Module, teacher: nn.Module | None = None
+) -> Run:
+    """The training of `module` as it starts: all that its last weights hang on, save the choices of `Choices`."""
+    machine = describe_environment()
+    return {
+        "options": {name: value for name, value in plain_options(options).items() if name not in FREE},
+        "threads": options.threads,
+        "inputs": {
+            "training images": data.train.digest(),
+            "held-out images": data.holdout.digest(),
+            "starting weights": weights_digest(module),
+            "teacher's weights": None if teacher is None else weights_digest(teacher),
+            "device": str(resolve_device(options.device)),
+            "memory format": str(memory_format(module)),
+        },
+        "machine": {"torch": str(machine["versions"]["torch"]), "CPU": machine["cpu"]["model"]},
+    }
+
+
+def require_same(kept: Run, now: Run, kept_threads: int, folder: Path) -> None:
+    """Raise UsageError that names what differs between the run of a checkpoint in `folder` and this one.
+
+    Another machine is no hindrance, but said: its kernels round otherwise.
+    """
+    hint = "Repeat the options and inputs that it was made with, or start over: -f/--force without --resume."
+    for name in {**kept["options"], **now["options"]}:
+        before, after = kept["options"].get(name), now["options"].get(name)
+        if before != after:
+            flag = name.upper() if name == "model" else f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} is {_shown(after)}, and was {_shown(before)} in the checkpoint in {folder}.", hint
+            )
+    if now["threads"] not in (None, kept_threads):
+        raise UsageError(f"--threads is {now['threads']}, and was {kept_threads} in the checkpoint in {folder}.", hint)
+    for name, value in now["inputs"].items():
+        if value != kept["inputs"].get(name):
+            raise UsageError(f"The {name} of the checkpoint in {folder} were others than now.", hint)
+    for name, value in now["machine"].items():
+        if value != (before := kept["machine"].get(name)):
+            log.warning("%s was %s: the weights will not be those of an uninterrupted run, bit for bit.", name, before)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """The sha256 of all weights and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)

@@ -1,0 +1,35 @@
+"""One step of training: forwards, backwards, and the optimizer's update."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from slimkit.core.training.layout import memory_format
+from slimkit.core.training.precision import autocast
+from slimkit.core.training.views import Batch
+
+# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels [n] -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def take_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: Batch, rate: float, bfloat16: bool
+) -> float:
+    """Learn from one batch at the learning rate `rate`; gives its loss. One that is not finite changes no weight.
+
+    bfloat16: whether the networks are computed in it where that is safe.
+    """
+    inputs = batch.inputs.contiguous(memory_format=memory_format(module))
+    with autocast(inputs, bfloat16):
+        logits = module(inputs)
+        value = loss(logits.float(), batch.seen_by_loss, batch.labels)
+    number: float = value.item()
+    if math.isfinite(number):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        optimizer.step()
+    return number
