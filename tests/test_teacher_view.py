@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
-from slimkit.core.data import open_dataset
-from slimkit.core.distillation.stage import teacher_view
+from slimkit.core.data import ImageSet, open_dataset
+from slimkit.core.distillation.teacher import require_knowledge, teacher_view
+from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill
@@ -81,3 +82,23 @@ def test_distillation_from_a_teacher_of_another_size(shades: Path, tmp_path: Pat
     )
     architecture = run_distill(options).architecture
     assert architecture.preprocessing == small_classifier().architecture.preprocessing
+
+
+CLASSES = tuple("abcdefghij")
+
+
+def _set_of(folder: Path, images: int) -> ImageSet:
+    """Ten classes of one shade, which no network can tell apart, with so many images of each to train on."""
+    for split, count in (("train", images), ("val", 1)):
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (99, 99, 99)).save(folder / split / name / f"{number}.png")
+    return open_dataset(str(folder), image_size=32, resize=32)
+
+
+def test_a_teacher_that_guesses_is_refused_where_there_are_images_to_tell(tmp_path: Path) -> None:
+    classifier = small_classifier(CLASSES)
+    assert require_knowledge(classifier, _set_of(tmp_path / "few", 4), "guesser", torch.device("cpu")) == 10.0
+    with pytest.raises(UsageError, match=r"guesser answers 10\.0 % .* guessing gives 10\.0 %"):
+        require_knowledge(classifier, _set_of(tmp_path / "many", 500), "guesser", torch.device("cpu"))

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from slimkit.core.distillation.losses import distillation_loss
 from slimkit.core.errors import DataError, ModelError, UsageError
 from slimkit.core.folder import read_folder
 from slimkit.core.options import DistillOptions, TrainOptions
@@ -108,21 +106,6 @@ def test_data_with_other_classes_are_refused_by_name(tmp_path: Path, image_folde
         (image_folder / split / "cat").rename(image_folder / split / "dog")
     with pytest.raises(DataError, match="dog"):
         run_distill(DistillOptions(model=str(folder), teacher=str(folder), output=tmp_path / "distill"))
-
-
-def test_the_distillation_loss_by_its_definition() -> None:
-    student, teacher = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.0, 3.0, 1.0]])
-    p, q = (F.softmax(logits / 2.0, dim=1)[0].tolist() for logits in (teacher, student))
-    soft = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
-    hard = -math.log(F.softmax(student, dim=1)[0, 1].item())
-    loss = distillation_loss(student, teacher, torch.tensor([1]), temperature=2.0, alpha=0.7)
-    assert loss.item() == pytest.approx(0.7 * 4.0 * soft + 0.3 * hard, rel=1e-5)
-
-
-def test_equal_logits_leave_nothing_to_distil() -> None:
-    logits = torch.randn(4, 5)
-    loss = distillation_loss(logits, logits, torch.zeros(4, dtype=torch.int64), temperature=4.0, alpha=1.0)
-    assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

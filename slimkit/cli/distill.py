@@ -16,6 +16,12 @@ from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
         "--teacher", metavar="MODEL", help="Model to learn from. Without it: the one that the student was cut from."
     ),
     teacher_weights=typer.Option("--teacher-weights", metavar="FILE", help="Checkpoint of a teacher given by name."),
+    method=typer.Option(
+        "--method",
+        help="How the student's answers are held against the teacher's: kd (divergence of the probabilities), dkd (the "
+        "same, with the right class and the others apart), dist (correlation, within images and within classes), "
+        "standardized (divergence of logits brought to one mean and spread).",
+    ),
     temperature=typer.Option("--temperature", help="Softens the teacher's and the student's probabilities."),
     alpha=typer.Option("--alpha", help="Weight of the teacher's loss; that of the labels is 1 - alpha."),
 )

@@ -15,6 +15,7 @@ Scheme = Literal["static", "dynamic"]
 Importance = Literal["error", "l1", "l2", "bn_scale", "taylor", "fpgm", "random"]
 Scope = Literal["local", "global", "isomorphic"]
 Target = Literal["fp32", "int8"]
+Method = Literal["kd", "dkd", "dist", "standardized"]  # of distillation: see core/distillation/losses.py
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8)  # that weights can be quantized to
 OF_ONE_RUN = ("force", "resume")  # options that are said anew each time
@@ -153,6 +154,7 @@ class DistillOptions(ModelOptions, LongRunOptions):
     optimizer: Optimizer = "adam"
     lr: float = 0.001
     weight_decay: float = 0.0
+    method: Method = "kd"
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher's loss; the labels' has 1 - alpha
     device: Device = "auto"
