@@ -88,10 +88,15 @@ COMPARED = (("parameters", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), 
         help="Training images for BatchNorm's statistics, where nothing is reconstructed.",
         rich_help_panel=REPAIR,
     ),
-    finetune_epochs=typer.Option(
-        "--finetune-epochs", help="Epochs of training on the labels after the repair.", rich_help_panel=REPAIR
+    tune_minutes=typer.Option(
+        "--tune-minutes",
+        help="Minutes of tuning after the repair, without labels: to answer as the uncut network does.",
+        rich_help_panel=REPAIR,
     ),
-    device=device_flag("Where to compute the fine-tuning; the rest is computed on the CPU."),
+    finetune_epochs=typer.Option(
+        "--finetune-epochs", help="Epochs of training on the labels after that.", rich_help_panel=REPAIR
+    ),
+    device=device_flag("Where to compute the tuning; the rest is computed on the CPU."),
     sensitivity=typer.Option(
         "--sensitivity",
         help="Cut nothing: tell what each group would cost and save, in <output>.sensitivity.json and .png.",

@@ -62,6 +62,7 @@ RANGES = {
     "distill_epochs": EPOCHS,
     "qat_epochs": EPOCHS,
     "finetune_epochs": EPOCHS,
+    "tune_minutes": Range(0, 10_000, "5"),
     "batch_size": BATCH,
     "channels": Range(1, 4096, "13"),
     "lr": dataclasses.replace(POSITIVE, example="0.001"),

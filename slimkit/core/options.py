@@ -130,7 +130,8 @@ class PruneOptions(ModelOptions):
     reconstruct: bool = True  # solve every layer anew after the cut
     reconstruction_images: int = 4096
     calibration_images: int = 2048  # training images for the recalibration of BatchNorm, where nothing is reconstructed
-    finetune_epochs: int = 0  # after the repair; for --max-drop of every network that is tried
+    tune_minutes: float = 0.0  # without labels, after the repair; for --max-drop of every network that is tried
+    finetune_epochs: int = 0  # on the labels, after that; likewise
     sensitivity: bool = False  # prune nothing: report what each group would cost and save
     use_sensitivity: Path | None = None  # the JSON of such a report, for the choice of widths
     device: Device = "auto"  # of the fine-tuning

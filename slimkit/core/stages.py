@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from slimkit.core.architecture import Architecture
 from slimkit.core.coding.classifier import stored_bytes
 from slimkit.core.data import ImageSet, label_map
@@ -29,16 +26,14 @@ from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.models.seen import record_data
 from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.search import Finetune
+from slimkit.core.pruning.finetune import finetuner
 from slimkit.core.pruning.sensitivity import Sensitivity
 from slimkit.core.pruning.sensitivity_plot import draw_sensitivity
 from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.core.run import checked, output_files
 from slimkit.core.training.files import TrainingFiles
-from slimkit.core.training.loop import fit
-from slimkit.core.training.optimizer import USUAL_RATES
-from slimkit.core.training.stage import fit_options_of, train, training_detail, with_detail
+from slimkit.core.training.stage import train
 
 log = logging.getLogger("slimkit")
 
@@ -84,7 +79,7 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     _require_labels(data, options)
-    pruned = prune_to_budget(classifier, data, options, _finetuner(data, options, progress), progress)
+    pruned = prune_to_budget(classifier, data, options, finetuner(classifier, data, options, progress), progress)
     if pruned.result.report.shortfall:
         log.warning(pruned.result.report.shortfall)
     made, notes = pruned.result.classifier, pruned.result.notes
@@ -102,24 +97,6 @@ def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> Sensi
     write_atomically(picture, draw_sensitivity(report))
     write_atomically(file, json.dumps(report.to_dict(), indent=2) + "\n")
     return SensitivityResult(file, picture, report)
-
-
-def _finetuner(data: ImageSet, options: PruneOptions, progress: Progress) -> Finetune | None:
-    """What trains a network after its repair: the labels alone, by the loop that `train` uses."""
-    if options.finetune_epochs == 0:
-        return None
-    as_training = TrainOptions(device=options.device, seed=options.seed, optimizer="adam", weight_decay=0.0)
-    fit_options = fit_options_of(as_training, options.finetune_epochs, USUAL_RATES["adam"], progressive=False)
-
-    def finetune(classifier: Classifier) -> Classifier:
-        def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, label_smoothing=as_training.label_smoothing)
-
-        trained = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
-        detail = training_detail("finetune", data, fit_options, trained)
-        return dataclasses.replace(classifier, architecture=with_detail(classifier.architecture, detail))
-
-    return finetune
 
 
 @checked

@@ -53,7 +53,7 @@ def decoupled_divergence(student: Tensor, teacher: Tensor, labels: Tensor, tempe
     return temperature**2 * (target + NON_TARGET * others)
 
 
-def relations(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def relations(student: Tensor, teacher: Tensor, labels: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """T^2 (1 - correlation of an image's probabilities + 1 - that of a class's over the images), each a mean.
 
     DIST (Huang et al. 2022, arXiv:2205.10536).
