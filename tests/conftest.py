@@ -1,5 +1,7 @@
 """Small models and data that the tests share."""
 
+import contextlib
+import ctypes
 import importlib.util
 import os
 import sys
@@ -39,6 +41,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def kept_memory() -> None:
     """As the command line has it, from the first test on."""
     keep_freed_memory()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def returned_memory() -> Iterator[None]:
+    """What is kept for the next tensor is given back after each file: two processes of the suite run side by side."""
+    yield
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # of another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True, scope="session")
