@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from slimkit.core.data import ImageSet, augment, epoch_order, evaluation_input
 from slimkit.core.device import computing
@@ -39,7 +38,7 @@ class Tuned:
     """A network after its tuning, and how far its answers are from the uncut one's on images it did not learn from."""
 
     classifier: Classifier
-    before: float  # mean KL divergence of the answers, uncut || cut
+    before: float  # distance of the answers from the uncut network's: `relations`, 0 to 4
     after: float  # of what came out of the tuning; kept only where it is less than `before`
     steps: int
 
@@ -48,8 +47,11 @@ class Tuned:
         """What a user should know of it."""
         became = f"from {self.before:.4f} to {self.after:.4f} on images that only judged"
         if self.after < self.before:
-            return f"Tuned without labels in {self.steps} steps: its divergence from the uncut network fell {became}."
-        return f"Tuning without labels took its divergence from the uncut network {became}, so it was not kept."
+            return f"Tuned without labels in {self.steps} steps: its distance from the uncut network fell {became}."
+        return (
+            f"Tuning without labels took its distance from the uncut network {became} in {self.steps} steps, so it was "
+            "not kept."
+        )
 
 
 def tune(
@@ -75,10 +77,10 @@ def tune(
     order = epoch_order(len(data.train), seed, epoch=0)
     judges = min(JUDGES, len(order) // FEWEST)
     judged = list(_plain(data, order[:judges], device))
-    before, start = _divergence(student, teacher, judged), copy.deepcopy(student.state_dict())
+    before, start = _distance(student, teacher, judged), copy.deepcopy(student.state_dict())
     with computing(seed=seed):
         steps = _learn(student, teacher, _views(data, order[judges:], seed, device), 60 * minutes, progress)
-    after = _divergence(student, teacher, judged)
+    after = _distance(student, teacher, judged)
     if not after < before:
         student.load_state_dict(start)
     student.to("cpu").eval()
@@ -125,15 +127,12 @@ def _plain(data: ImageSet, order: Tensor, device: torch.device) -> Iterator[Tens
         yield evaluation_input(pixels, data.preprocessing).to(device)
 
 
-def _divergence(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> float:
-    """The mean KL divergence of the answers to all images, teacher || student."""
+def _distance(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> float:
+    """The loss of the answers to all images together."""
     student.eval()
     with torch.inference_mode():
-        ours, theirs = (
-            torch.cat([functional.log_softmax(network(images).float(), 1) for images in batches])
-            for network in (student, teacher)
-        )
-    return float(functional.kl_div(ours, theirs, reduction="batchmean", log_target=True))
+        ours, theirs = (torch.cat([network(images).float() for images in batches]) for network in (student, teacher))
+    return float(relations(ours, theirs))
 
 
 def _recorded(cut: Classifier, data: ImageSet, steps: int, seed: int, before: float, after: float) -> Classifier:
@@ -146,6 +145,6 @@ def _recorded(cut: Classifier, data: ImageSet, steps: int, seed: int, before: fl
         "optimizer": "sgd",
         "learning_rate": RATE,
         "seed": seed,
-        "divergence": [round(before, 4), round(after, 4)],
+        "distance": [round(before, 4), round(after, 4)],
     }
     return dataclasses.replace(cut, architecture=with_detail(cut.architecture, detail))
