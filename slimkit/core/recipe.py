@@ -34,7 +34,7 @@ from slimkit.core.progress import Progress, silent
 from slimkit.core.run import check_inputs, check_outputs
 from slimkit.core.scoring.run import run_score
 from slimkit.core.stages import run_distill, run_prune, run_quantize, run_train
-from slimkit.core.training.checkpoint import checkpoint_folder, remove_checkpoints
+from slimkit.core.training.checkpoint import checkpoint_folder, has_checkpoint, remove_checkpoints
 from slimkit.core.typed import FieldError, parse_options, reject_unknown
 
 log = logging.getLogger("slimkit")
@@ -211,9 +211,10 @@ def _resumed(options: Stage, going_on: bool) -> Stage:
     """The options of a stage, which goes on where it was interrupted if it is one that trains, or else starts over."""
     if not isinstance(options, TrainOptions | DistillOptions):
         return options
+    checkpoints = checkpoint_folder(options.output)
     if not going_on:
-        remove_checkpoints(checkpoint_folder(options.output))
-    return dataclasses.replace(options, resume=True)
+        remove_checkpoints(checkpoints)
+    return dataclasses.replace(options, resume=has_checkpoint(checkpoints))
 
 
 def _mark_outdated(state: dict[str, Any], first: str) -> None:
