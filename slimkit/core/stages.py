@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.coding.classifier import stored_bytes
@@ -37,6 +38,8 @@ from slimkit.core.training.stage import train
 
 log = logging.getLogger("slimkit")
 
+LongRun = TypeVar("LongRun", TrainOptions, DistillOptions)
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -60,14 +63,7 @@ class SensitivityResult:
 @checked
 def run_train(options: TrainOptions, progress: Progress = silent) -> StageResult:
     """Train a network on the data's training images and write it to `options.output`. Raises SlimkitError."""
-    files = TrainingFiles.of(options)
-    classifier, data = open_model_and_data(options, width=options.width, progress=progress)
-    _require_float(classifier)
-    data.require_labels("Training")
-    data = data if options.epochs == 0 else data.without_unreadable(progress)
-    result = _write(train(classifier, data, options, progress, files), classifier, data, options, progress)
-    files.remove()
-    return result
+    return _run_training(options, "Training", train, progress, options.width)
 
 
 @checked
@@ -102,12 +98,23 @@ def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> Sensi
 @checked
 def run_distill(options: DistillOptions, progress: Progress = silent) -> StageResult:
     """Train a student on the labels and a teacher's logits, and write it to `options.output`."""
+    return _run_training(options, "Distillation", distill, progress)
+
+
+def _run_training(
+    options: LongRun,
+    what: str,
+    work: Callable[[Classifier, ImageSet, LongRun, Progress, TrainingFiles], Classifier],
+    progress: Progress,
+    width: int | None = None,
+) -> StageResult:
+    """Do `work` on the images that can be read, and write its result; its checkpoints are gone then."""
     files = TrainingFiles.of(options)
-    classifier, data = open_model_and_data(options, progress=progress)
+    classifier, data = open_model_and_data(options, width=width, progress=progress)
     _require_float(classifier)
-    data.require_labels("Distillation")
+    data.require_labels(what)
     data = data if options.epochs == 0 else data.without_unreadable(progress)
-    result = _write(distill(classifier, data, options, progress, files), classifier, data, options, progress)
+    result = _write(work(classifier, data, options, progress, files), classifier, data, options, progress)
     files.remove()
     return result
 

@@ -102,11 +102,12 @@ def _look_at(source: Source, index: int, channels: int) -> _Seen | str:
         image = source.image(index, channels)
     except DataError as error:
         return str(error)
-    pixels = np.ascontiguousarray(image)  # [h, w, channels] or [h, w] of a picture, [channels, h, w] of an array
-    by_channel = pixels.reshape(channels, -1).T if pixels.dtype == np.float32 else pixels.reshape(-1, channels)
-    values = by_channel.astype(np.float64) / 255
-    height, width = pixels.shape[-2:] if pixels.dtype == np.float32 else pixels.shape[:2]
+    pixels = np.asarray(image)  # [h, w, channels] or [h, w] of a picture, [channels, h, w] of an array
+    if pixels.dtype == np.float32:
+        pixels = pixels.transpose(1, 2, 0)
+    values = pixels.reshape(-1, channels).astype(np.float64) / 255
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()).digest()
+    height, width = pixels.shape[:2]
     return _Seen(digest, (height, width), np.stack([values.sum(0), (values**2).sum(0)]))
 
 

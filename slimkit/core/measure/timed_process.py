@@ -69,9 +69,8 @@ def start_process(
     one random batch.
     """
     environment = worker_environment(threads)
-    if (
-        images is not None
-    ):  # what torch.compile keeps lies beside them: a run finds nothing of another, and leaves nothing
+    if images is not None:
+        # what torch.compile keeps lies beside them: a run finds nothing of another, and leaves nothing
         environment |= {
             "TORCHINDUCTOR_CACHE_DIR": str(images.resolve().parent / "compiled"),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes of its own

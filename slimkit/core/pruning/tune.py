@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimkit.core.data import ImageSet, augment, epoch_order, evaluation_input
+from slimkit.core.data import CalibrationBatches, ImageSet, augment, epoch_order
 from slimkit.core.device import computing
 from slimkit.core.distillation.losses import relations
 from slimkit.core.errors import UsageError
@@ -74,12 +74,13 @@ def tune(
         message = f"{data.name} has {len(data.train)} training images: too few to tune on."
         raise UsageError(message, f"Give {FEWEST} at least, or leave out --tune-minutes.")
     student, teacher = cut.module.to(device), uncut.to(device).eval()
-    order = epoch_order(len(data.train), seed, epoch=0)
-    judges = min(JUDGES, len(order) // FEWEST)
-    judged = list(_plain(data, order[:judges], device))
+    count = min(JUDGES, len(data.train) // FEWEST)
+    judges = CalibrationBatches(data.train, data.preprocessing, count, seed, BATCH)
+    judged = [images.to(device) for images in judges]
+    others = epoch_order(len(data.train), seed, epoch=0)[count:]  # than those that `judges` draws
     before, start = _distance(student, teacher, judged), copy.deepcopy(student.state_dict())
     with computing(seed=seed):
-        steps = _learn(student, teacher, _views(data, order[judges:], seed, device), 60 * minutes, progress)
+        steps = _learn(student, teacher, _views(data, others, seed, device), 60 * minutes, progress)
     after = _distance(student, teacher, judged)
     if not after < before:
         student.load_state_dict(start)
@@ -119,12 +120,6 @@ def _views(data: ImageSet, order: Tensor, seed: int, device: torch.device) -> It
             if len(indices) > 1:  # BatchNorm can't learn from one
                 inputs = augment(pixels, indices, data.preprocessing, epoch=epoch, seed=seed, flip=data.flip).to(device)
                 yield Batch(inputs, inputs, labels)
-
-
-def _plain(data: ImageSet, order: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """The training images at `order`, as they are evaluated."""
-    for pixels, _, _ in data.train.batches(order, BATCH):
-        yield evaluation_input(pixels, data.preprocessing).to(device)
 
 
 def _distance(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> float:

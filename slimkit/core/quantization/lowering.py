@@ -41,6 +41,11 @@ class Operation:
         """Whether its output is codes of a scale of its own."""
         return self.gives_codes and self.type not in PASSING
 
+    @property
+    def passes_codes(self) -> bool:
+        """Whether codes go through it, and keep the scale of its inputs."""
+        return self.type in PASSING and not self.is_float
+
 
 BATCH = 2  # images with which shapes are found
 WEIGHTED = ("Conv2d", "Linear")
@@ -108,7 +113,7 @@ def assign_codes(operations: list[Operation], keep_float: Collection[str]) -> li
                     result.append(Operation(quantized[source], "Quantize", (source,), nodes[source], gives_codes=True))
                     is_codes[quantized[source]] = True
                 inputs[index] = quantized[source]
-        if operation.type in PASSING and not operation.is_float:
+        if operation.passes_codes:
             operation = replace(operation, gives_codes=is_codes[inputs[0]])
         result.append(replace(operation, inputs=tuple(inputs)))
         is_codes[operation.name] = operation.gives_codes
@@ -143,7 +148,7 @@ def _has_vectors(node: fx.Node) -> bool:
 
 def _must_be_codes(operation: Operation, index: int, are_codes: list[bool]) -> bool:
     """Whether input `index` has to be codes: an int8 layer's is, its residual's where its output is."""
-    if operation.type in PASSING and not operation.is_float:
+    if operation.passes_codes:
         return any(are_codes)
     return operation.type in WEIGHTED and not operation.is_float and (index == 0 or operation.gives_codes)
 
@@ -154,7 +159,7 @@ def _mark_outputs(operations: list[Operation]) -> list[Operation]:
     wanted: set[str] = set()  # the tensors that some reader wants as codes
     in_float: set[str] = set()  # those that some reader takes as numbers
     for operation in reversed(operations):
-        passes, feeds_float = operation.type in PASSING, operation.name in in_float and operation.name not in wanted
+        passes, feeds_float = operation.passes_codes, operation.name in in_float and operation.name not in wanted
         is_float = operation.is_float or (feeds_float and not passes and operation.type not in WEIGHTED)
         gives_codes = operation.name in wanted and not is_float
         result.insert(0, replace(operation, gives_codes=gives_codes, is_float=is_float))

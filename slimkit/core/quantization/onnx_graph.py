@@ -122,11 +122,15 @@ class Writer:
 
     def same_scale(self, layer: Layer, value: str) -> str:
         """Write `value` as codes of its inputs' scale, where they are codes."""
-        source = layer.inputs[0]
+        return self.requantize(value, self.numbers[layer.name], layer.name) if self.keep_scale(layer) else value
+
+    def keep_scale(self, layer: Layer) -> bool:
+        """Let the values of `layer` have its inputs' scale; False where some of these are no codes."""
         if not self.scales.keys() >= set(layer.inputs):
-            return value
+            return False
+        source = layer.inputs[0]
         self.scales[layer.name], self.numbers[layer.name] = self.scales[source], self.numbers[source]
-        return self.requantize(value, self.numbers[source], layer.name)
+        return True
 
     def round_per_image(self, value: str, name: str, axes: list[int]) -> str:
         """Round to the codes that span each image's own range, and back, in float."""
@@ -235,9 +239,7 @@ def _passing(writer: Writer, layer: Layer) -> str:
 
 def _zero_pad(writer: Writer, layer: Layer) -> str:
     """Zeros have a code in any scale. No rounding stands between them and a convolution, which can take them in."""
-    source = layer.inputs[0]
-    if source in writer.scales:
-        writer.scales[layer.name], writer.numbers[layer.name] = writer.scales[source], writer.numbers[source]
+    writer.keep_scale(layer)
     return write_function(writer, layer)
 
 
