@@ -18,12 +18,13 @@ from PIL import Image
 
 from slimkit.cli.app import main
 from slimkit.core import run_benchmark
-from slimkit.core.benchmark.agreement import Agreement, compare_logits, own_logits
+from slimkit.core.benchmark.answers import compared, own_logits
 from slimkit.core.benchmark.candidates import open_candidates
 from slimkit.core.benchmark.report import Result, warnings_of
 from slimkit.core.benchmark.statistics import Estimate
 from slimkit.core.data import random_images
 from slimkit.core.errors import FolderError
+from slimkit.core.export.agreement import Agreement
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.load import Strain
 from slimkit.core.models.lineage import record_baseline, remember
@@ -72,7 +73,7 @@ def test_a_model_is_timed_beside_its_baseline_and_in_onnx_runtime(family: Path, 
     assert baseline["size"] > 8 * small["size"]  # twice the width everywhere, and four bytes for one
     _check_samples(results, output)
     for each in results["candidates"]:
-        assert each["agreement"]["inputs"] == "random images"
+        assert each["agreement"]["images"] == "random images"
         assert each["agreement"]["count"] == 64
         assert each["agreement"]["agreement"] > 90
         close = 1e-4 if each is baseline else 0.1  # int8 has its ranges from the batch, and none in ONNX Runtime
@@ -137,7 +138,7 @@ def test_a_model_alone_has_no_ratio_and_its_answers_are_compared_on_held_out_ima
     (alone,) = run_benchmark(options).candidates
     assert alone.ratio is None
     assert alone.verdict == ""
-    assert alone.agreement.inputs == "held-out images of images"
+    assert alone.agreement.images == "held-out images of images"
     assert 3 <= alone.agreement.count <= 6  # at least one of each class, of 36 training images
 
 
@@ -153,7 +154,7 @@ def test_answers_of_another_network_are_noticed(classifier: Classifier, model_fo
     with open_candidates(options, silent) as (candidate,):
         ours = own_logits(candidate.model)
         np.save(candidate.logits, ours.roll(1, 1).numpy())  # every answer is the next class
-        agreement = compare_logits(candidate, ours)
+        agreement = compared(candidate, ours)
     assert agreement.agreement == 0
     assert agreement.max_difference > 0.01
 

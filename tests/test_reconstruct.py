@@ -14,10 +14,10 @@ from slimkit.core.errors import ModelError
 from slimkit.core.graph import Graph, capture
 from slimkit.core.graph.lockstep import Lockstep
 from slimkit.core.pruning.cut.surgery import cut_channels
-from slimkit.core.pruning.least_squares import Equations
 from slimkit.core.pruning.prune import kept_outputs
 from slimkit.core.pruning.recalibrate import recalibrate
 from slimkit.core.pruning.reconstruct import reconstruct
+from slimkit.core.regression.least_squares import Equations
 from slimkit.standalone.model import GraphNetwork
 
 pytestmark = pytest.mark.numeric
@@ -65,7 +65,7 @@ def half_of(module: nn.Module, side: int = 16) -> Halved:
 @pytest.mark.parametrize("offset", [False, True])
 def test_equations_are_solved_as_torch_solves_them(monkeypatch: pytest.MonkeyPatch, wide: bool, offset: bool) -> None:
     if wide:
-        monkeypatch.setattr("slimkit.core.pruning.least_squares.MAX_UNKNOWNS", 1)
+        monkeypatch.setattr("slimkit.core.regression.least_squares.MAX_UNKNOWNS", 1)
     torch.manual_seed(0)
     rows, targets = torch.randn(2, 300, 7) + 1, torch.randn(2, 300, 4)
     equations = Equations(7, offset=offset)

@@ -115,6 +115,6 @@ def _answers(report: "BenchmarkReport") -> list[str]:
     first = report.candidates[0].agreement
     worst = max((each.agreement for each in report.candidates), key=lambda each: each.max_difference)
     return [
-        f"Answers: compared with each model's own on {first.count} {first.inputs}; logits differ by up to "
+        f"Answers: compared with each model's own on {first.count} {first.images}; logits differ by up to "
         f"{worst.max_difference:.2g}, where they reach {worst.max_logit:.2g}."
     ]

@@ -14,10 +14,10 @@ from typing import Any
 from slimkit.core.errors import FolderError
 from slimkit.core.sizes import Size
 from slimkit.core.typed import FieldError, parse_dataclass
-from slimkit.standalone.model_loader import CODED_FORMAT_VERSION, FORMAT_VERSIONS
 
 FORMAT_VERSION = 1
 GRAPH_FORMAT_VERSION = 2  # `tensors` and the layers are a float network, which no class rebuilds
+CODED_FORMAT_VERSION = 3  # the newest: an int8 network whose weights file is coded
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -141,10 +141,10 @@ class Architecture:
             architecture = parse_dataclass(Architecture, data, source)
         except FieldError as error:
             raise FolderError(f"{error}.", "Correct the field, or write the model folder again.") from None
-        if architecture.format_version > FORMAT_VERSIONS[-1]:
+        if architecture.format_version > CODED_FORMAT_VERSION:
             raise FolderError(
                 f"{source} has format version {architecture.format_version}; the newest known is "
-                f"{FORMAT_VERSIONS[-1]}.",
+                f"{CODED_FORMAT_VERSION}.",
                 "Install a newer slimkit.",
             )
         return architecture

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from slimkit.core.benchmark.agreement import Agreement
 from slimkit.core.benchmark.candidates import Candidate
 from slimkit.core.benchmark.statistics import Estimate, Turns, mean_time, quantile, typical_time
 from slimkit.core.benchmark.turns import Start
-from slimkit.core.export import AGREEMENT
+from slimkit.core.export.agreement import AGREEMENT, Agreement
 from slimkit.core.load import Strain
 from slimkit.core.measure.latency import BUSY
 
@@ -130,7 +129,7 @@ def warnings_of(results: Sequence[Result], precision: float, strain: Strain, gov
         if each.agreement.agreement < AGREEMENT:
             yield (
                 f"{each} gives the model's own answer on {each.agreement.agreement:.1f} % of {each.agreement.count} "
-                f"{each.agreement.inputs} only: it computes something else."
+                f"{each.agreement.images} only: it computes something else."
             )
     if strain.outside is not None and strain.outside > BUSY:
         yield f"Other programs kept {strain.outside:.1f} cores busy meanwhile: the times read high."

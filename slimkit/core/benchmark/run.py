@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from slimkit.core.benchmark.agreement import compare_logits, own_logits
+from slimkit.core.benchmark.answers import compared, own_logits
 from slimkit.core.benchmark.candidates import Candidate, open_candidates, require_backends
 from slimkit.core.benchmark.plot import draw_benchmark
 from slimkit.core.benchmark.report import BenchmarkReport, Result, result_of, samples_file, warnings_of
@@ -48,7 +48,7 @@ def _results(candidates: Sequence[Candidate], starts: Sequence[Sequence[Start]],
     ratios = judged(candidates, [[start.turns for start in own] for own in starts])
     logits = {model: own_logits(model) for model in dict.fromkeys(each.model for each in candidates)}
     return tuple(
-        result_of(each, own, ratio, compare_logits(each, logits[each.model]), batch_size)
+        result_of(each, own, ratio, compared(each, logits[each.model]), batch_size)
         for each, own, ratio in zip(candidates, starts, ratios, strict=True)
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 
+from slimkit.core.architecture import CODED_FORMAT_VERSION
 from slimkit.core.coding.encoder import coded_bytes
 from slimkit.core.folder import Classifier
 from slimkit.standalone.model import Int8Network
-from slimkit.standalone.model_loader import CODED_FORMAT_VERSION
 
 
 def with_coded_weights(made: Classifier) -> Classifier:

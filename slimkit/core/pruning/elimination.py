@@ -24,8 +24,8 @@ from slimkit.core.graph import Graph
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.channels.filters import filters, input_weights
 from slimkit.core.pruning.channels.groups import Group, Grouping, Member
-from slimkit.core.pruning.least_squares import MAX_UNKNOWNS, Moments, damped_cholesky
-from slimkit.core.pruning.rows import Sampler, SolvableLayer, input_rows, solvable_layers, weight_matrix
+from slimkit.core.regression.least_squares import MAX_UNKNOWNS, Moments, damped_cholesky
+from slimkit.core.regression.rows import Sampler, SolvableLayer, input_rows, solvable_layers, weight_matrix
 
 BATCHES = 32  # at most
 ROWS = 32768  # output positions that each reader is seen at, where there are as many

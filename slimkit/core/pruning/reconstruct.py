@@ -20,9 +20,10 @@ from slimkit.core.data import Batches
 from slimkit.core.graph import Graph
 from slimkit.core.graph.lockstep import GraphRunner, Lockstep
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.least_squares import Equations
 from slimkit.core.pruning.recalibrate import Pool, has_statistics
-from slimkit.core.pruning.rows import (
+from slimkit.core.pruning.targets import Tail, Targets, tail_of
+from slimkit.core.regression.least_squares import Equations
+from slimkit.core.regression.rows import (
     Sampler,
     SolvableLayer,
     input_rows,
@@ -31,7 +32,6 @@ from slimkit.core.pruning.rows import (
     solvable_layers,
     weight_matrix,
 )
-from slimkit.core.pruning.targets import Tail, Targets, tail_of
 from slimkit.standalone.model import GraphNetwork, layer_path
 
 ROWS = 32768  # output positions that a layer is solved on, where there are as many

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, fx
 
 from slimkit.core.data import Batches
 from slimkit.core.graph.lockstep import Lockstep, Values
@@ -15,19 +13,11 @@ from slimkit.core.progress import Progress
 from slimkit.core.quantization.rounded import RoundedLayer
 from slimkit.core.quantization.rounding import round_by_least_squares
 from slimkit.core.quantization.simulate import Simulation, Weighted
+from slimkit.core.regression.least_squares import Moments, damped_cholesky
+from slimkit.core.regression.rows import Sampler, input_rows, output_rows, set_weight_matrix, weight_matrix
 
 SAMPLES = 2**15  # patches of inputs that a layer's moments are taken from
 RIDGE = 0.1  # of the mean variance: keeps the repair of earlier layers' errors from fitting noise
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Means and covariances, over patches, of a layer's inputs x and of what its outputs lack, y."""
-
-    x: Tensor  # [g, d]
-    y: Tensor  # [out]
-    xx: Tensor  # [g, d, d]
-    yx: Tensor  # [g, out / g, d]
 
 
 @torch.no_grad()
@@ -36,8 +26,8 @@ def round_layers(
 ) -> dict[str, RoundedLayer]:
     """Round the weights of `simulation.layers`, in place, from the first to the last; gives the rounded ones.
 
-    batches: normalized float32 images [n, 3, h, w] each; where not all fit into `flow.MEMORY_LIMIT`, early layers see
-        fewer. largest: the largest code, on both sides of 0, of each layer by name.
+    batches: normalized float32 images [n, 3, h, w] each; where not all fit into `lockstep.MEMORY_LIMIT`, early layers
+        see fewer. largest: the largest code, on both sides of 0, of each layer by name.
 
     A layer's weights are first moved by ridge regression, so that on the inputs that the rounded layers before it give,
     it gives what the float network does (Li et al. 2025, GPTAQ, arXiv:2504.02692), its residual's error included; then
@@ -83,71 +73,35 @@ class _TracedRunner:
             values.pop(used, None)
 
 
-def _moments(flow: Lockstep, position: int, layer: Weighted, residual: fx.Node | None) -> _Moments:
+def _moments(flow: Lockstep, position: int, layer: Weighted, residual: fx.Node | None) -> Moments:
     """The moments of the layer at node `position`, which has run in float.
 
-    x is of the rounded network, y of float - rounded. residual: the rounded node that is added to the output.
+    Rows are of the rounded network's inputs, targets of what its outputs lack of the float network's. residual: the
+    rounded node that is added to the output.
     """
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    generator = torch.Generator().manual_seed(0)
-    count, sums, centre = 0, None, None
+    moments, sampler = Moments(), Sampler(SAMPLES / len(flow.held))
     source = flow.changed.nodes[position].all_input_nodes[0]
     in_float = dict(zip(flow.changed.nodes, flow.original.nodes, strict=True))
     for batch in flow.held:
-        x = batch.changed[source]
-        lacking = batch.original[flow.original.nodes[position]] - layer(x)
+        inputs = batch.changed[source]
+        lacking = batch.original[flow.original.nodes[position]] - layer(inputs)
         if residual is not None:
             lacking += batch.original[in_float[residual]] - batch.changed[residual]
-        patches, outputs = _sample(x, lacking, layer, -(-SAMPLES // flow.images), generator)
-        patches = patches.reshape(len(patches), groups, -1).transpose(0, 1)  # [g, n, d]
-        if centre is None:
-            centre = patches.mean(1, keepdim=True)  # near enough to the mean for float32 to hold the variances
-        part = _sum_moments(patches - centre, outputs)
-        sums = part if sums is None else tuple(a + b for a, b in zip(sums, part, strict=True))
-        count += len(outputs)
-    assert sums is not None
-    assert centre is not None
-    x, y, xx, yx = (total / count for total in sums)
-    covariances = xx - x[:, :, None] * x[:, None], yx - y.view(groups, -1, 1) * x[:, None]
-    return _Moments(x + centre[:, 0], y, *covariances)
+        positions = sampler.positions(layer, lacking)
+        moments.add(input_rows(layer, inputs, positions), output_rows(layer, lacking, positions))
+    return moments
 
 
-def _sample(x: Tensor, y: Tensor, layer: Weighted, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Up to `count` places per image: the inputs that each is computed from [n, in, ...], and its outputs [n, out]."""
-    if isinstance(layer, nn.Linear):
-        x, y = x.flatten(1, -2) if x.ndim > 2 else x[:, None], y.flatten(1, -2) if y.ndim > 2 else y[:, None]
-        places = torch.randperm(y.shape[1], generator=generator)[:count]
-        return x[:, places].flatten(0, 1), y[:, places].flatten(0, 1)
-    assert not isinstance(layer.padding, str)  # the lowering lets none pass
-    (pad_y, pad_x), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
-    height, width = layer.kernel_size
-    windows = functional.pad(x, (pad_x, pad_x, pad_y, pad_y))
-    windows = windows.unfold(2, (height - 1) * gap_y + 1, step_y).unfold(3, (width - 1) * gap_x + 1, step_x)
-    windows = windows[..., ::gap_y, ::gap_x]  # [n, in, h', w', kernel height, kernel width], a view
-    places = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:count]
-    rows, columns = places // y.shape[3], places % y.shape[3]
-    return windows[:, :, rows, columns].transpose(1, 2).flatten(0, 1), y[:, :, rows, columns].transpose(1, 2).flatten(
-        0, 1
-    )
-
-
-def _sum_moments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """Sums over the patches x [g, n, d] and outputs y [n, out] of x, y, x x^T and y x^T."""
-    by_group = y.view(len(y), len(x), -1).permute(1, 2, 0)  # [g, out / g, n]
-    return x.sum(1), y.sum(0), x.transpose(1, 2) @ x, by_group @ x
-
-
-def _round_layer(layer: Weighted, moments: _Moments, largest: int) -> RoundedLayer:
+def _round_layer(layer: Weighted, moments: Moments, largest: int) -> RoundedLayer:
     """Round `layer` in place."""
-    groups, size = moments.x.shape
-    weight = layer.weight.detach().view(groups, -1, size)  # [g, out / g, d]
-    variance = moments.xx.diagonal(dim1=1, dim2=2).mean(1)
-    ridge = (RIDGE * variance + 1e-12)[:, None, None] * torch.eye(size)
-    wanted = weight + torch.linalg.solve(moments.xx + ridge, moments.yx, left=False)
-    codes, scale = round_by_least_squares(wanted, moments.xx, -largest, largest)
-    rounded = codes * scale[..., None]
+    row_mean, target_mean, products, crossed = moments.centred()
+    covariance = (products / moments.count).float()
+    weight = weight_matrix(layer)  # [g, d, o]
+    wanted = weight + torch.cholesky_solve(crossed, damped_cholesky(products, RIDGE)).float()
+    codes, scale = round_by_least_squares(wanted.mT, covariance, -largest, largest)  # [g, o, d], [g, o]
+    rounded = (codes * scale[..., None]).mT
     assert layer.bias is not None  # folded layers have one
-    bias = layer.bias + moments.y + ((weight - rounded) * moments.x[:, None]).sum(2).flatten()
-    layer.weight.copy_(rounded.view_as(layer.weight))
+    bias = layer.bias + (target_mean + row_mean @ (weight - rounded).double()).flatten().float()
+    set_weight_matrix(layer, rounded)
     layer.bias.copy_(bias)
     return RoundedLayer(codes.to(torch.int8).view(layer.weight.shape), scale.flatten(), bias.detach().clone())

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from slimkit.core.architecture import Architecture, Layer
 from slimkit.core.errors import ModelError
-from slimkit.core.quantization.onnx_exporter import OPSET
-from slimkit.core.quantization.onnx_functions import has_form, write_function
-from slimkit.core.quantization.onnx_traced import Traced, trace_functions
+from slimkit.core.export.exporter import OPSET
+from slimkit.core.export.functions import has_form, write_function
+from slimkit.core.export.traced import Traced, trace_functions
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear
 
 IR_VERSION = 10  # what ONNX Runtime 1.18 and later read

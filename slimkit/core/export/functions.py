@@ -12,7 +12,7 @@ from slimkit.core.architecture import Layer
 from slimkit.core.errors import ModelError
 
 if TYPE_CHECKING:
-    from slimkit.core.quantization.onnx_graph import Writer
+    from slimkit.core.export.int8_graph import Writer
 
 # Those that are one operator of one input, with fixed attributes.
 OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {

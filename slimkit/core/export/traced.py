@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from slimkit.core.architecture import Layer
 from slimkit.core.errors import ModelError, first_line
-from slimkit.core.quantization.onnx_exporter import EXAMPLES, export_by_torch
+from slimkit.core.export.exporter import EXAMPLES, export_by_torch
 from slimkit.standalone.model import Codes, Function
 
 EXPORT_HINT = "Export the float model, or use the model folder itself."
