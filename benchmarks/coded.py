@@ -22,9 +22,9 @@ from slimkit.core.folder import Classifier, serialize_weights
 from slimkit.core.models.resolve import open_named
 from slimkit.core.options import ModelOptions
 from slimkit.core.quantization.convert import folded_layers, quantize
-from slimkit.core.quantization.rounded import read_rounded
-from slimkit.core.quantization.rounding import best_scale
-from slimkit.core.quantization.weights import LARGEST
+from slimkit.core.quantization.weights.per_channel import LARGEST
+from slimkit.core.quantization.weights.rounded import read_rounded
+from slimkit.core.quantization.weights.rounding import best_scale
 from slimkit.standalone.model import Int8Network, decode_weights
 
 

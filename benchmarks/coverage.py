@@ -44,7 +44,7 @@ from slimkit.core.models.describe import describe_layers
 from slimkit.core.models.own import build_own, is_own
 from slimkit.core.models.resolve import as_classifier
 from slimkit.core.pruning import prune
-from slimkit.core.pruning.recalibrate import recalibrate
+from slimkit.core.pruning.repair.recalibrate import recalibrate
 from slimkit.core.quantization.convert import Scheme, quantize
 from slimkit.standalone.model import LARGEST_PAIR, build_model, cpu_arithmetic, torchvision_network
 

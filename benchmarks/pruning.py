@@ -42,7 +42,7 @@ from slimkit.core.models.describe import describe_layers
 from slimkit.core.models.resolve import open_named
 from slimkit.core.options import ModelOptions, PruneOptions
 from slimkit.core.pruning import prune_module
-from slimkit.core.pruning.recalibrate import recalibrate
+from slimkit.core.pruning.repair.recalibrate import recalibrate
 from slimkit.core.pruning.stage import prune_to_budget
 from slimkit.core.training.loop import FitOptions, fit
 

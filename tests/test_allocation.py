@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from slimkit.core.errors import UsageError
 from slimkit.core.measure.macs import count_macs
-from slimkit.core.pruning.allocation import MIN_WIDTH, allocate
 from slimkit.core.pruning.channels.groups import Group
+from slimkit.core.pruning.choose.allocation import MIN_WIDTH, allocate
+from slimkit.core.pruning.cost.shapes import Shapes
 from slimkit.core.pruning.cut.surgery import cut_channels
-from slimkit.core.pruning.shapes import Shapes
 
 
 def chain(*widths: int) -> nn.Module:

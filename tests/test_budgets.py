@@ -12,7 +12,7 @@ from slimkit.cli.app import main
 from slimkit.core.compat import import_torchvision
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.folder import read_architecture, read_metadata, write_folder
-from slimkit.core.pruning.budgets import (
+from slimkit.core.pruning.choose.budgets import (
     Chosen,
     Point,
     absolute,
@@ -22,9 +22,9 @@ from slimkit.core.pruning.budgets import (
     parse_latency,
     spend_rest,
 )
+from slimkit.core.pruning.choose.narrowing import narrow_down
+from slimkit.core.pruning.cost.shapes import Cost, Shapes
 from slimkit.core.pruning.cut.surgery import cut_channels
-from slimkit.core.pruning.narrowing import narrow_down
-from slimkit.core.pruning.shapes import Cost, Shapes
 
 
 @pytest.fixture

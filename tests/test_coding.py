@@ -31,7 +31,7 @@ from slimkit.core.folder import (
 from slimkit.core.inspection import inspect_folder
 from slimkit.core.options import WEIGHT_BITS, QuantizeOptions
 from slimkit.core.quantization.convert import quantize
-from slimkit.core.quantization.rounded import read_rounded
+from slimkit.core.quantization.weights.rounded import read_rounded
 from slimkit.core.stages import run_quantize
 from slimkit.standalone.model import Int8Network, decode_weights, pack
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from slimkit.core.pruning.channels.rules import RULES, opaque
-from slimkit.core.quantization.functions import READERS
-from slimkit.core.quantization.traced import LAYERS
+from slimkit.core.quantization.lowering.functions import READERS
+from slimkit.core.quantization.lowering.traced import LAYERS
 from slimkit.standalone.model import OPERATIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-slimkit-works.md"

@@ -13,7 +13,7 @@ from slimkit.cli.app import main
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import silent
 from slimkit.core.quantization import quantize
-from slimkit.core.quantization.equalize import equalize, equalize_if_nearer
+from slimkit.core.quantization.ranges.equalize import equalize, equalize_if_nearer
 
 pytestmark = pytest.mark.numeric
 

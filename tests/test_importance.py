@@ -6,7 +6,7 @@ from conftest import grouping_of, small_classifier
 from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError, UsageError
-from slimkit.core.pruning.importance import IMPORTANCES, score_groups
+from slimkit.core.pruning.choose.importance import IMPORTANCES, score_groups
 
 
 def two_layers(filters: Tensor, readers: Tensor | None = None) -> nn.Module:
@@ -105,7 +105,7 @@ def test_error_knows_grouped_and_very_wide_readers(monkeypatch: pytest.MonkeyPat
     for layer, channels in ((module[0], [3, 7]), (module[2], [1, 5])):  # the two groups lose the same offsets
         layer.weight.data[channels] = 0
         layer.bias.data[channels] = 0
-    monkeypatch.setattr("slimkit.core.pruning.elimination.MAX_UNKNOWNS", 100)
+    monkeypatch.setattr("slimkit.core.pruning.choose.elimination.MAX_UNKNOWNS", 100)
     grouping = grouping_of(module, (3, 4, 4))
     first, second = score_groups(grouping, "error", [torch.randn(16, 3, 4, 4)])
     assert first.argmin() == 3

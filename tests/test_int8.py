@@ -19,8 +19,8 @@ from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.export import to_onnx
 from slimkit.core.folder import Classifier, serialize_weights
 from slimkit.core.quantization import QuantizeResult, quantize
-from slimkit.core.quantization.calibrate import scale_and_zero_point
-from slimkit.core.quantization.weights import fold_batch_norm, quantize_weight
+from slimkit.core.quantization.ranges.calibrate import scale_and_zero_point
+from slimkit.core.quantization.weights.per_channel import fold_batch_norm, quantize_weight
 from slimkit.standalone import model as standalone
 from slimkit.standalone.model import Int8Network, build_model
 

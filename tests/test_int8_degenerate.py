@@ -20,7 +20,7 @@ from slimkit.core.progress import silent
 from slimkit.core.quantization import quantize
 from slimkit.core.quantization.simulate import simulate
 from slimkit.core.quantization.stage import quantize_for
-from slimkit.core.quantization.weights import LARGEST_BIAS, fit_biases, quantize_weight
+from slimkit.core.quantization.weights.per_channel import LARGEST_BIAS, fit_biases, quantize_weight
 
 pytestmark = pytest.mark.numeric
 

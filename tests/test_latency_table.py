@@ -10,8 +10,8 @@ from torch import nn
 
 from slimkit.core.errors import ModelError
 from slimkit.core.measure.layer_times import TimedLayer, time_layers
-from slimkit.core.pruning.latency_table import LatencyTable, timed_layers
-from slimkit.core.pruning.shapes import Shapes
+from slimkit.core.pruning.cost.latency_table import LatencyTable, timed_layers
+from slimkit.core.pruning.cost.shapes import Shapes
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from slimkit.core.pruning import prune, prune_module
 from slimkit.core.pruning.channels.groups import Grouping
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.cut.verify import verify_cut
-from slimkit.core.pruning.recalibrate import recalibrate
+from slimkit.core.pruning.repair.recalibrate import recalibrate
 from slimkit.standalone.model import SlimResNet34, SlimResNet50, build_model
 
 

@@ -15,8 +15,8 @@ from slimkit.core.graph import Graph, capture
 from slimkit.core.graph.lockstep import Lockstep
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.prune import kept_outputs
-from slimkit.core.pruning.recalibrate import recalibrate
-from slimkit.core.pruning.reconstruct import reconstruct
+from slimkit.core.pruning.repair.recalibrate import recalibrate
+from slimkit.core.pruning.repair.reconstruct import reconstruct
 from slimkit.core.regression.least_squares import Equations
 from slimkit.standalone.model import GraphNetwork
 

@@ -19,16 +19,16 @@ from slimkit.core.folder import Classifier, read_folder, write_folder
 from slimkit.core.options import QuantizeOptions, TrainOptions
 from slimkit.core.progress import silent
 from slimkit.core.quantization import qat, quantize
-from slimkit.core.quantization.biases import correct_biases
 from slimkit.core.quantization.control import fewest_in_float, layer_costs
 from slimkit.core.quantization.fidelity import nearest
-from slimkit.core.quantization.layerwise import round_layers
-from slimkit.core.quantization.lowering import lower
-from slimkit.core.quantization.rounded import RoundedLayer, read_rounded, replace_rounded
-from slimkit.core.quantization.rounding import best_scale, round_by_least_squares
-from slimkit.core.quantization.saturation import reduced_weight
+from slimkit.core.quantization.lowering.lower import lower
 from slimkit.core.quantization.simulate import Simulation, simulate
-from slimkit.core.quantization.weights import quantize_weight
+from slimkit.core.quantization.weights.biases import correct_biases
+from slimkit.core.quantization.weights.layerwise import round_layers
+from slimkit.core.quantization.weights.per_channel import quantize_weight
+from slimkit.core.quantization.weights.rounded import RoundedLayer, read_rounded, replace_rounded
+from slimkit.core.quantization.weights.rounding import best_scale, round_by_least_squares
+from slimkit.core.quantization.weights.saturation import reduced_weight
 from slimkit.core.stages import run_quantize, run_train
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 

@@ -12,7 +12,13 @@ from slimkit.cli.app import main
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import read_folder, write_folder
 from slimkit.core.pruning import prune_module
-from slimkit.core.pruning.sensitivity import RATES, GroupSensitivity, Sensitivity, accuracy_lost, read_sensitivity
+from slimkit.core.pruning.choose.sensitivity import (
+    RATES,
+    GroupSensitivity,
+    Sensitivity,
+    accuracy_lost,
+    read_sensitivity,
+)
 
 
 def test_the_report_is_a_table_json_and_a_picture(

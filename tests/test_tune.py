@@ -12,8 +12,8 @@ from torch.nn import functional
 from slimkit.core.data import ImageSet, evaluation_input, open_dataset
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
-from slimkit.core.pruning import tune as tuning
-from slimkit.core.pruning.tune import tune
+from slimkit.core.pruning.repair import tune as tuning
+from slimkit.core.pruning.repair.tune import tune
 
 CPU = torch.device("cpu")
 

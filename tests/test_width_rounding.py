@@ -10,7 +10,7 @@ from torch import nn
 from slimkit.core.data import ImageSet, open_dataset
 from slimkit.core.errors import UsageError
 from slimkit.core.options import PruneOptions
-from slimkit.core.pruning.rounding import WIDTHS, find_step, kernel_step, steps_of
+from slimkit.core.pruning.cost.width_rounding import WIDTHS, find_step, kernel_step, steps_of
 from slimkit.core.pruning.stage import prune_to_budget
 
 

@@ -27,7 +27,8 @@ ARCHITECTURE = "trained_pruned_architecture.json"
 METADATA = "model_metadata.json"
 METADATA_ALIAS = "metadata.json"  # the name that some panels read
 CODE = ("model.py", "model_loader.py")
-LEFT_BY_OTHERS = ("__pycache__", ".DS_Store")  # what running or looking at a model folder leaves in it
+# What running or looking at a model folder leaves in it, and what `slimkit export` puts there for `load_model`
+LEFT_BY_OTHERS = ("__pycache__", ".DS_Store", model_loader.ONNX_FILE, f"{model_loader.ONNX_FILE}.yaml")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.models.seen import record_data
 from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, TrainOptions
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.finetune import finetuner
-from slimkit.core.pruning.sensitivity import Sensitivity
-from slimkit.core.pruning.sensitivity_plot import draw_sensitivity
+from slimkit.core.pruning.choose.sensitivity import Sensitivity
+from slimkit.core.pruning.choose.sensitivity_plot import draw_sensitivity
+from slimkit.core.pruning.repair.finetune import finetuner
 from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.core.run import checked, output_files

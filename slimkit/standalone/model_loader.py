@@ -2,6 +2,7 @@
 
     from model_loader import load_model
     model = load_model("path/to/the/folder")  # an nn.Module in eval mode: normalized float images -> logits
+    model = load_model("path/to/the/folder", runtime="onnxruntime")  # the same by the model.onnx in the folder
 
     python model_loader.py --submission_dir . --data_dir path/to/test --output_file results.json
 
@@ -44,6 +45,10 @@ from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 METADATA = "model_metadata.json"
+ONNX_FILE = "model.onnx"  # of a folder that other runtimes compute, too
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+CHECKED = 8  # random images that another runtime's answers are checked on
+MOST_APART = 0.15  # norm of its logits less the model's, over the norm of these; int8 differs where sums are near a tie
 FORMAT_VERSIONS = (1, 2, 3)  # that are understood here; 2: a float network as its graph; 3: int8 with coded weights
 CODED_FORMAT_VERSION = 3
 MB = 2**20  # bytes
@@ -75,14 +80,24 @@ SKETCHED = 32  # images by which a set is known again
 # ---- The model ----
 
 
-def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
+def load_model(model_path: str | os.PathLike[str], runtime: str = "torch") -> nn.Module:
     """Rebuild the model of a folder, in eval mode on the CPU. `model_path` is the folder, or the weights file in it.
 
     The network is built from the architecture JSON, then filled from the weights file, which can't run code
-    (`weights_only=True`). Raises FileNotFoundError or ValueError that names the file, field or layer that is wrong.
+    (`weights_only=True`). With `runtime` "onnxruntime" or "openvino" the folder's model.onnx is computed there, once
+    its answers are found to be the model's. Raises FileNotFoundError or ValueError that names the file, field or layer
+    that is wrong, ImportError where the runtime is not installed.
     """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime is {runtime!r}; it is one of {', '.join(RUNTIMES)}")
     folder = Path(model_path)
     folder = folder.parent if folder.is_file() else folder
+    model, input_shape = _load(folder)
+    return model if runtime == "torch" else _in_runtime(model, input_shape, folder / ONNX_FILE, runtime)
+
+
+def _load(folder: Path) -> tuple[nn.Module, list[int]]:
+    """The model in eval mode, and the shape of its input."""
     files = verify(folder)
     architecture = _read_json(files["architecture"])
     check_architecture(architecture, files["architecture"])
@@ -92,7 +107,7 @@ def load_model(model_path: str | os.PathLike[str]) -> nn.Module:
         raise ValueError(f"{files['weights']} holds {stored:,} bytes; the architecture has {most:,} bytes of weights")
     weights = read_weights(files["weights"])
     fill(model, _decoded(weights, model, files["weights"]) if is_coded(architecture) else weights, files["weights"])
-    return model.eval()
+    return model.eval(), architecture["input_shape"]
 
 
 def _decoded(weights: dict[str, Tensor], model: nn.Module, source: Path) -> dict[str, Tensor]:
@@ -293,6 +308,63 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+# ---- The model in another runtime ----
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file as a module: images [n, channels, h, w] -> logits [n, classes]. It has no gradients."""
+
+    def __init__(self, run: Callable[[Any], Any]) -> None:
+        """run: float32 images to logits, as NumPy arrays."""
+        super().__init__()
+        self.register_parameter("dtype_of_inputs", nn.Parameter(torch.zeros(()), requires_grad=False))
+        self._run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, on the device of `images`."""
+        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        return torch.from_numpy(self._run(array)).to(images.device)
+
+
+def _in_runtime(model: nn.Module, input_shape: list[int], file: Path, runtime: str) -> OnnxModel:
+    """`file` in `runtime`, whose answers are those of `model`."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there: write it with `slimkit export {file.parent} -o {file}`")
+    open_file = _open_in_onnxruntime if runtime == "onnxruntime" else _open_in_openvino
+    try:
+        other = OnnxModel(open_file(file, torch.get_num_threads())).eval()
+    except ImportError as error:
+        raise ImportError(f"runtime {runtime!r} is not installed: pip install {runtime}") from error
+    except Exception as error:  # each runtime has exceptions of its own
+        raise ValueError(f"{file} can't be read by {runtime}: {str(error).splitlines()[0]}") from error
+    images = torch.randn(CHECKED, *input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, given = model(images), other(images)
+    apart = ((wanted - given).norm() / wanted.norm()).item() if wanted.shape == given.shape else math.inf
+    if not apart <= MOST_APART:  # so that NaN fails too
+        raise ValueError(f"{file} gives other answers than the model (logits {apart:.0%} apart): export it again")
+    return other
+
+
+def _open_in_onnxruntime(file: Path, threads: int) -> Callable[[Any], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _open_in_openvino(file: Path, threads: int) -> Callable[[Any], Any]:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(file), "CPU", settings)
+    return lambda images: compiled([images])[0]
 
 
 # ---- Images ----

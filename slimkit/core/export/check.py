@@ -15,7 +15,7 @@ from slimkit.core.export.agreement import AGREEMENT, BATCH, Agreement, compare_l
 from slimkit.core.export.convert import onnx_kind
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.rounded import read_rounded
+from slimkit.core.quantization.weights.rounded import read_rounded
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
 BATCH_SIZES = (1, 2, 7)

@@ -16,16 +16,16 @@ from slimkit.core.folder import Classifier
 from slimkit.core.graph import Graph, capture
 from slimkit.core.graph.capture import unwrap
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.allocation import MAX_RATE, Scope, allocate
 from slimkit.core.pruning.channels.groups import Group, Grouping, find_groups
+from slimkit.core.pruning.choose.allocation import MAX_RATE, Scope, allocate
+from slimkit.core.pruning.choose.importance import score_groups
+from slimkit.core.pruning.cost.shapes import Shapes, graph_cost
 from slimkit.core.pruning.cut.fit import fit_classifier
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.cut.verify import verify_cut
-from slimkit.core.pruning.importance import score_groups
-from slimkit.core.pruning.recalibrate import recalibrate
-from slimkit.core.pruning.reconstruct import reconstruct
+from slimkit.core.pruning.repair.recalibrate import recalibrate
+from slimkit.core.pruning.repair.reconstruct import reconstruct
 from slimkit.core.pruning.report import GroupCut, PrunedModule, PruneReport, PruneResult
-from slimkit.core.pruning.shapes import Shapes, graph_cost
 
 
 @dataclass(frozen=True)

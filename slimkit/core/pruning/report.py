@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from slimkit.core.folder import Classifier
-from slimkit.core.pruning.budgets import Budget
-from slimkit.core.pruning.shapes import Cost
+from slimkit.core.pruning.choose.budgets import Budget
+from slimkit.core.pruning.cost.shapes import Cost
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from slimkit.core.data import Images, ImageSet
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.budgets import Budget, absolute, parse_latency
+from slimkit.core.pruning.choose.budgets import Budget, absolute, parse_latency
+from slimkit.core.pruning.choose.search import FINAL_RUNS, Finetune, Search
+from slimkit.core.pruning.choose.sensitivity import Sensitivity, measure_groups
+from slimkit.core.pruning.cost.shapes import Cost
 from slimkit.core.pruning.prune import Repair
 from slimkit.core.pruning.report import Pruned, join_cuts
-from slimkit.core.pruning.search import FINAL_RUNS, Finetune, Search
-from slimkit.core.pruning.sensitivity import Sensitivity, measure_groups
-from slimkit.core.pruning.shapes import Cost
 
 SENSITIVITY_IMAGES, SENSITIVITY_REPAIR = 1000, 512  # for each group and rate
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from slimkit.core.errors import MissedError
 from slimkit.core.progress import Progress
-from slimkit.core.quantization.rounded import RoundedLayer
 from slimkit.core.quantization.simulate import Simulation
+from slimkit.core.quantization.weights.rounded import RoundedLayer
 
 log = logging.getLogger("slimkit")
 

@@ -16,10 +16,8 @@ from slimkit.core.data import random_images
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.biases import correct_biases, round_biases
-from slimkit.core.quantization.calibrate import Method, Range, observe_ranges, scale_and_zero_point
 from slimkit.core.quantization.fidelity import DEFAULT_IMAGES, Fidelity, compare, nearest
-from slimkit.core.quantization.lowering import (
+from slimkit.core.quantization.lowering.lower import (
     PASSING,
     WEIGHTED,
     Operation,
@@ -29,12 +27,14 @@ from slimkit.core.quantization.lowering import (
     lower,
     scale_owners,
 )
-from slimkit.core.quantization.saturation import reduced_weight
-from slimkit.core.quantization.weights import (
+from slimkit.core.quantization.ranges.calibrate import Method, Range, observe_ranges, scale_and_zero_point
+from slimkit.core.quantization.weights.biases import correct_biases, round_biases
+from slimkit.core.quantization.weights.per_channel import (
     batch_norm_as_affine,
     fold_batch_norm,
     quantize_weight,
 )
+from slimkit.core.quantization.weights.saturation import reduced_weight
 from slimkit.standalone.model import build_model, pack
 
 Scheme = Literal["static", "dynamic"]

@@ -15,9 +15,9 @@ from slimkit.core.distillation.losses import DistillationLoss
 from slimkit.core.folder import Classifier
 from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
-from slimkit.core.quantization.rounded import RoundedLayer, read_rounded, replace_rounded
-from slimkit.core.quantization.saturation import largest_code
 from slimkit.core.quantization.simulate import Weighted, simulate
+from slimkit.core.quantization.weights.rounded import RoundedLayer, read_rounded, replace_rounded
+from slimkit.core.quantization.weights.saturation import largest_code
 from slimkit.core.training.loop import FitOptions, fit
 from slimkit.core.training.stage import training_detail, with_detail
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimkit.core.folder import Classifier
-from slimkit.core.quantization.lowering import WEIGHTED, Operation, assign_codes, fuse_sums, lower
-from slimkit.core.quantization.weights import batch_norm_as_affine, fold_batch_norm
+from slimkit.core.quantization.lowering.lower import WEIGHTED, Operation, assign_codes, fuse_sums, lower
+from slimkit.core.quantization.weights.per_channel import batch_norm_as_affine, fold_batch_norm
 
 Weighted = nn.Conv2d | nn.Linear
 

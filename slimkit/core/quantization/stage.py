@@ -15,13 +15,13 @@ from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.control import fewest_in_float, layer_costs
 from slimkit.core.quantization.convert import CALIBRATION, QuantizeResult, folded_layers, quantize
-from slimkit.core.quantization.equalize import equalize_if_nearer
 from slimkit.core.quantization.fidelity import Fidelity, compare
-from slimkit.core.quantization.layerwise import round_layers
 from slimkit.core.quantization.qat import fine_tune
-from slimkit.core.quantization.rounded import read_rounded, replace_rounded
-from slimkit.core.quantization.saturation import largest_code
+from slimkit.core.quantization.ranges.equalize import equalize_if_nearer
 from slimkit.core.quantization.simulate import simulate
+from slimkit.core.quantization.weights.layerwise import round_layers
+from slimkit.core.quantization.weights.rounded import read_rounded, replace_rounded
+from slimkit.core.quantization.weights.saturation import largest_code
 from slimkit.standalone.model import can_saturate, cpu_arithmetic
 
 ROUNDING_IMAGES = 2048  # training images for the least squares of weights of few bits

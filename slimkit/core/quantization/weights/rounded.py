@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slimkit.core.folder import Classifier
-from slimkit.core.quantization.weights import fit_biases, round_bias
+from slimkit.core.quantization.weights.per_channel import fit_biases, round_bias
 from slimkit.standalone.model import QuantizedConv2d, QuantizedLinear, pack
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from slimkit.core.figures import new_figure, png_of
-from slimkit.core.pruning.sensitivity import GroupSensitivity, Sensitivity
+from slimkit.core.pruning.choose.sensitivity import GroupSensitivity, Sensitivity
 
 ROW, TOP = 0.32, 1.9  # inches
 MAPS = (  # title, colours, field, format

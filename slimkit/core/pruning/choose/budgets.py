@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.shapes import Widths
+from slimkit.core.pruning.cost.shapes import Widths
 
 Kind = Literal["rate", "macs", "parameters", "latency", "max_drop"]
 Chosen = tuple[Tensor, ...]  # the channels that each group loses: int64

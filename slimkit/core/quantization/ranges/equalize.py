@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.quantization.calibrate import Method, observe_channel_maxima
 from slimkit.core.quantization.convert import CALIBRATION, quantize
 from slimkit.core.quantization.fidelity import compare
-from slimkit.core.quantization.lowering import Operation, lower
+from slimkit.core.quantization.lowering.lower import Operation, lower
+from slimkit.core.quantization.ranges.calibrate import Method, observe_channel_maxima
 
 HEADROOM = 1.1  # ReLU6 clips an equalized channel there, in terms of the largest value that was seen
 SMALLEST_FACTOR = 1 / 256  # a channel that varies even less is nearly dead, and what was seen of it says little

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimkit.core.progress import Progress
-from slimkit.core.quantization.calibrate import observe_means
-from slimkit.core.quantization.lowering import WEIGHTED, Operation, scale_owners
-from slimkit.core.quantization.weights import fit_biases, fold_batch_norm, round_bias
+from slimkit.core.quantization.lowering.lower import WEIGHTED, Operation, scale_owners
+from slimkit.core.quantization.ranges.calibrate import observe_means
+from slimkit.core.quantization.weights.per_channel import fit_biases, fold_batch_norm, round_bias
 from slimkit.standalone.model import pack, unpack
 
 State = Mapping[str, Tensor]

@@ -20,8 +20,8 @@ from slimkit.core.data import Batches
 from slimkit.core.graph import Graph
 from slimkit.core.graph.lockstep import GraphRunner, Lockstep
 from slimkit.core.progress import Progress, silent
-from slimkit.core.pruning.recalibrate import Pool, has_statistics
-from slimkit.core.pruning.targets import Tail, Targets, tail_of
+from slimkit.core.pruning.repair.recalibrate import Pool, has_statistics
+from slimkit.core.pruning.repair.targets import Tail, Targets, tail_of
 from slimkit.core.regression.least_squares import Equations
 from slimkit.core.regression.rows import (
     Sampler,

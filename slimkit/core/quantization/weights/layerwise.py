@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from slimkit.core.data import Batches
 from slimkit.core.graph.lockstep import Lockstep, Values
 from slimkit.core.progress import Progress
-from slimkit.core.quantization.rounded import RoundedLayer
-from slimkit.core.quantization.rounding import round_by_least_squares
 from slimkit.core.quantization.simulate import Simulation, Weighted
+from slimkit.core.quantization.weights.rounded import RoundedLayer
+from slimkit.core.quantization.weights.rounding import round_by_least_squares
 from slimkit.core.regression.least_squares import Moments, damped_cholesky
 from slimkit.core.regression.rows import Sampler, input_rows, output_rows, set_weight_matrix, weight_matrix
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slimkit.core.quantization.rounding import best_scale
-from slimkit.core.quantization.weights import LARGEST
+from slimkit.core.quantization.weights.per_channel import LARGEST
+from slimkit.core.quantization.weights.rounding import best_scale
 from slimkit.standalone.model import LARGEST_PAIR
 
 REDUCED = LARGEST_PAIR // 2  # the largest code of weights that can't saturate: 7 bits

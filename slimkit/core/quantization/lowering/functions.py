@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from slimkit.core.graph import Input, Weight
-from slimkit.core.quantization.reading import Call, Reading
-from slimkit.core.quantization.traced import run_operation
+from slimkit.core.quantization.lowering.reading import Call, Reading
+from slimkit.core.quantization.lowering.traced import run_operation
 
 
 def read_call(node: fx.Node) -> Call:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from slimkit.core.pruning.shapes import Widths
+from slimkit.core.pruning.cost.shapes import Widths
 
 MOVES = 16  # steps, about, in which a group is narrowed
 

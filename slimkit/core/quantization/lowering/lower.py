@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimkit.core.graph import capture
-from slimkit.core.quantization.functions import read_call
-from slimkit.core.quantization.reading import Call
-from slimkit.core.quantization.traced import OPERATION, traced_network
+from slimkit.core.quantization.lowering.functions import read_call
+from slimkit.core.quantization.lowering.reading import Call
+from slimkit.core.quantization.lowering.traced import OPERATION, traced_network
 
 
 @dataclass(frozen=True)

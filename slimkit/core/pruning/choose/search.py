@@ -16,8 +16,9 @@ from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
-from slimkit.core.pruning.allocation import Scope, allocate, least_important
-from slimkit.core.pruning.budgets import (
+from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.choose.allocation import Scope, allocate, least_important
+from slimkit.core.pruning.choose.budgets import (
     MOST,
     Budget,
     Chosen,
@@ -28,18 +29,17 @@ from slimkit.core.pruning.budgets import (
     missed,
     spend_rest,
 )
-from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.choose.importance import score_groups
+from slimkit.core.pruning.choose.narrowing import narrow_down, score_lost
+from slimkit.core.pruning.choose.sensitivity import accuracy_lost, read_sensitivity
+from slimkit.core.pruning.cost.latency_table import LatencyTable
+from slimkit.core.pruning.cost.shapes import Cost, Shapes, Widths
+from slimkit.core.pruning.cost.timing import time_network
+from slimkit.core.pruning.cost.width_rounding import steps_of
 from slimkit.core.pruning.cut.fit import fit_classifier
 from slimkit.core.pruning.cut.surgery import cut_channels
-from slimkit.core.pruning.importance import score_groups
-from slimkit.core.pruning.latency_table import LatencyTable
-from slimkit.core.pruning.narrowing import narrow_down, score_lost
 from slimkit.core.pruning.prune import Plan, Repair, carry_out, group_classifier, require_groups
 from slimkit.core.pruning.report import Pruned
-from slimkit.core.pruning.rounding import steps_of
-from slimkit.core.pruning.sensitivity import accuracy_lost, read_sensitivity
-from slimkit.core.pruning.shapes import Cost, Shapes, Widths
-from slimkit.core.pruning.timing import time_network
 
 SEARCH_RUNS, FINAL_RUNS = 100, 100  # timed runs of a network
 MILDER = 20  # severities below the one that just fits, at which what is left of a budget is spent

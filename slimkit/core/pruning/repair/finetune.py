@@ -13,8 +13,8 @@ from slimkit.core.device import resolve_device
 from slimkit.core.folder import Classifier
 from slimkit.core.options import PruneOptions, TrainOptions
 from slimkit.core.progress import Progress
-from slimkit.core.pruning.search import Finetune
-from slimkit.core.pruning.tune import tune
+from slimkit.core.pruning.choose.search import Finetune
+from slimkit.core.pruning.repair.tune import tune
 from slimkit.core.training.loop import fit
 from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.stage import fit_options_of, training_detail, with_detail

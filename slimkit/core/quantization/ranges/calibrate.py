@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from slimkit.core.errors import ModelError
 from slimkit.core.progress import Progress
-from slimkit.core.quantization.weights import SMALLEST_SCALE
+from slimkit.core.quantization.weights.per_channel import SMALLEST_SCALE
 
 Method = Literal["minmax", "percentile", "mse"]
 BINS = 2048

@@ -15,11 +15,11 @@ from torch import Tensor
 from slimkit.core.errors import UsageError
 from slimkit.core.graph import Graph
 from slimkit.core.progress import silent
-from slimkit.core.pruning.allocation import least_important
 from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.choose.allocation import least_important
+from slimkit.core.pruning.cost.shapes import Shapes, Widths
 from slimkit.core.pruning.prune import Repair, cut_and_repair
-from slimkit.core.pruning.recalibrate import recalibrate
-from slimkit.core.pruning.shapes import Shapes, Widths
+from slimkit.core.pruning.repair.recalibrate import recalibrate
 from slimkit.core.typed import FieldError, parse_dataclass
 
 RATES = (0.1, 0.3, 0.5, 0.7)

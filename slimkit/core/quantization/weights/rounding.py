@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slimkit.core.quantization.weights import usable_scale
+from slimkit.core.quantization.weights.per_channel import usable_scale
 
 BLOCK = 128  # columns whose effect on all later ones is worked out at once
 DAMPING = 0.01  # of the mean variance, added to each: Frantar et al. 2022

@@ -18,7 +18,7 @@ from slimkit.core.graph import Graph
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.channels.filters import filters
 from slimkit.core.pruning.channels.groups import Group, Grouping, Member
-from slimkit.core.pruning.elimination import error
+from slimkit.core.pruning.choose.elimination import error
 
 ByWeights = Callable[[Graph, Group], Tensor]
 ByImages = Callable[[Grouping, Batches, Progress, int], tuple[Tensor, ...]]

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from slimkit.core.errors import ModelError
 from slimkit.core.graph import Node, Size
-from slimkit.core.quantization.traced import OPERATION
+from slimkit.core.quantization.lowering.traced import OPERATION
 
 
 @dataclass(frozen=True)

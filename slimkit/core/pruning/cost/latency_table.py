@@ -21,7 +21,7 @@ from slimkit.core.measure.layer_times import Runtime, TimedLayer, time_layers
 from slimkit.core.measure.modes import evaluating
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.channels.groups import Side
-from slimkit.core.pruning.shapes import LayerShape, Shapes, Widths
+from slimkit.core.pruning.cost.shapes import LayerShape, Shapes, Widths
 
 POINTS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # channels in a grid
 

@@ -1,0 +1,1 @@
+"""What is done for a network after its cut: BatchNorm, least squares, tuning."""
