@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,17 +15,27 @@ from slimkit.core.options import (
     DISTILL_EPOCHS,
     Device,
     Interpolation,
+    Objective,
     QuantizeOptions,
     Scheme,
+    SearchOptions,
     TrainOptions,
 )
 from slimkit.core.sizes import Size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from slimkit.core.search.run import Found
 
 STAGE_FLAGS = {  # where in a recipe each flag of a single stage belongs
     "train_epochs": ("train", "epochs"),
     "rate": ("prune", "rate"),
     "distill_epochs": ("distill", "epochs"),
     "scheme": ("quantize", "scheme"),
+    "objective": ("search", "objective"),
+    "min_accuracy": ("search", "min_accuracy"),
+    "minutes": ("search", "minutes"),
 }
 ABOUT_THE_RUN = ("config", "output", "force")
 
@@ -41,6 +51,9 @@ class CompressOptions:
     scheme: Scheme | None = None
     train_epochs: int | None = None
     distill_epochs: int | None = None
+    objective: Objective | None = None
+    min_accuracy: str | None = None
+    minutes: float | None = None
     force: bool = False
     weights: Path | None = None
     weights_key: str | None = None
@@ -96,22 +109,69 @@ class CompressOptions:
     scheme=typer.Option("--scheme", help="How activations are quantized.", show_default=QuantizeOptions.scheme),
     train_epochs=typer.Option("--train-epochs", help="Epochs of training. Without it: as the data needs."),
     distill_epochs=typer.Option("--distill-epochs", help="Epochs of distillation.", show_default=str(DISTILL_EPOCHS)),
+    objective=typer.Option(
+        "--objective",
+        help="Search for the share of the MACs and the bits of the weights that make this best, within --minutes. "
+        "score: the contest's total.",
+        show_default="no search; score where one of the next two is given",
+    ),
+    min_accuracy=typer.Option(
+        "--min-accuracy",
+        metavar="95%|POINTS",
+        help="What the search is to keep on held-out training images: a share of the baseline's accuracy, or points.",
+        show_default=SearchOptions.min_accuracy,
+    ),
+    minutes=typer.Option(
+        "--minutes",
+        help="Time for the search and the training that follows it; the baseline's own training comes before.",
+        show_default=f"{SearchOptions.minutes:g}",
+    ),
     force=typer.Option("--force", "-f", help="Start over, in place of going on after the last finished stage."),
 )
 def compress(options: CompressOptions, output: Output) -> None:
     """Train, prune, distill, quantize and score in one go. Given again, it goes on after the last finished stage."""
     from slimkit.core.recipe import resolve_recipe, run_recipe
+    from slimkit.core.search.run import require_reached, search_recipe
 
     settings = options.over(read_settings(options.config) if options.config else {})
     recipe = resolve_recipe(settings, options.output, source=str(options.config or "the recipe"))
-    report = run_recipe(recipe, force=options.force, progress=output.progress)
+    found = search_recipe(recipe, force=options.force, progress=output.progress) if recipe.search else None
+    force = options.force and not found  # which has started over already
+    report = run_recipe(found.recipe if found else recipe, force=force, progress=output.progress)
     figures = {name: {"before": before, "after": after} for name, before, after in report.rows}
+    search = {"search": found.to_dict()} if found else {}
     output.result(
-        {"output": str(report.submission), "figures": figures, "results": report.results},
+        {"output": str(report.submission), "figures": figures, "results": report.results} | search,
         path=report.submission,
         human=[
+            *(search_tables(found) if found else []),
             table(None, ("", "before", "after"), report.rows),
             *([f"The report is in {report.page}."] if report.page else []),
             f"The submission is in {report.submission}.",
         ],
     )
+    if found:
+        require_reached(found)
+
+
+def search_tables(found: "Found") -> "list[RenderableType]":
+    """What the search tried, and what it chose."""
+    rows = [
+        (
+            f"{each.macs:.0%}",
+            each.step,
+            each.bits,
+            f"{each.accuracy:.2f}",
+            each.size and f"{each.size:.3f}",
+            each.latency and f"{each.latency:.3g}",
+            each.minutes or None,
+        )
+        for each in found.tried
+    ]
+    columns = ("MACs kept", "", "bits", "held-out accuracy (%)", "MB", "ms", "minutes trained")
+    choice = found.choice
+    return [
+        table(f"Tried; {found.target:.2f} % was asked for", columns, rows),
+        f"Chosen: {choice.macs:.0%} of the MACs, {choice.minutes:g} minutes of distillation, weights of {choice.bits} "
+        f"bits. The picture is in {found.picture}.",
+    ]

@@ -15,6 +15,7 @@ from slimkit.core.options import (
     PruneOptions,
     QuantizeOptions,
     ScoreOptions,
+    SearchOptions,
     TrainOptions,
 )
 from slimkit.core.sizes import covers, show_size
@@ -86,12 +87,12 @@ RANGES = {
     "baseline_size": dataclasses.replace(POSITIVE, example="50"),
     "baseline_latency": dataclasses.replace(POSITIVE, example="10"),
     "baseline_accuracy": Range(0, 100, "80", above=True),
-    "min_accuracy": Range(0, 100, "75"),
 }
 OF_STAGE = {  # where a stage's option of that name has another range
     (TrainOptions, "batch_size"): Range(2, example="128"),  # BatchNorm wants two images at least
     (DistillOptions, "batch_size"): Range(2, example="128"),
     (QuantizeOptions, "max_drop"): Range(0, 100, "0.5"),
+    (ScoreOptions, "min_accuracy"): Range(0, 100, "75"),
 }
 
 
@@ -114,6 +115,8 @@ def check_options(options: Any, source: str | None = None) -> None:
         _check_quantize(options)
     elif isinstance(options, ScoreOptions):
         _check_score(options)
+    elif isinstance(options, SearchOptions):
+        parse_min_accuracy(options.min_accuracy, 100.0)
 
 
 def _flag(name: str, source: str | None) -> str:
@@ -207,6 +210,23 @@ def _check_quantize(options: QuantizeOptions) -> None:
         )
     if options.qat_epochs and options.scheme != "static":
         raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
+
+
+def parse_min_accuracy(text: str, baseline: float) -> float:
+    """The accuracy in % that `text` asks for: a share of the baseline's ("95%"), or points ("60").
+
+    Raises UsageError.
+    """
+    number, share, rest = text.strip().partition("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if rest or not 0 <= value <= 100:
+        raise UsageError(
+            f"--min-accuracy {text} is no accuracy.", "Give 95%, of the baseline's, or points of accuracy such as 60."
+        )
+    return baseline * value / 100 if share else value
 
 
 def _check_score(options: ScoreOptions) -> None:

@@ -121,6 +121,14 @@ def changed_code(path: Path) -> tuple[str, ...]:
     return tuple(name for name in CODE if (path / name).is_file() and sha256_of(path / name) != sha256_of(own / name))
 
 
+def weights_file(folder: Path) -> Path:
+    """The weights file of a model folder, as its metadata name it. Raises FolderError."""
+    file = read_metadata(folder).get("files", {}).get("weights")
+    if not isinstance(file, str) or Path(file).name != file:
+        raise FolderError(f"{folder} names no weights file.", "Write the model folder again.")
+    return folder / file
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hex."""
     with path.open("rb") as file:

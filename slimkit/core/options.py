@@ -24,6 +24,7 @@ DEFAULT_RATE = 0.3  # of a pruning that is given no budget
 BUDGETS = ("rate", "macs", "params", "latency", "max_drop")  # of a pruning: at most one is given
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Calibration = Literal["minmax", "percentile", "mse"]
+Objective = Literal["score", "size", "latency"]
 Backend = Literal["torch", "compile", "onnxruntime", "openvino"]
 
 
@@ -179,6 +180,15 @@ class QuantizeOptions(ModelOptions):
     max_drop: float | None = None  # points of accuracy on the held-out images; layers stay in float to keep to it
     min_agreement: float = 50.0  # % of the calibration images that must keep their answer
     device: Device = "auto"  # of the fine-tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """`slimkit compress --objective`: what the search for a recipe's MACs and bits is to find."""
+
+    objective: Objective = "score"
+    min_accuracy: str = "95%"  # of the baseline's on held-out training images; without %: points
+    minutes: float = 60.0  # for all but the baseline's own training
 
 
 @dataclass(frozen=True, kw_only=True)

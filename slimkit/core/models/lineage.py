@@ -15,7 +15,7 @@ from typing import Any
 from slimkit.core.architecture import Architecture
 from slimkit.core.errors import FolderError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, read_metadata, sha256_of, weights_name
+from slimkit.core.folder import Classifier, sha256_of, weights_file, weights_name
 
 log = logging.getLogger("slimkit")
 
@@ -71,10 +71,7 @@ def record_baseline(architecture: Architecture, source: Classifier) -> Architect
 
 def weights_sha256(folder: Path) -> str:
     """The hash of the weights in a model folder. Raises FolderError or OSError where there are none."""
-    file = read_metadata(folder).get("files", {}).get("weights")
-    if not isinstance(file, str) or Path(file).name != file:
-        raise FolderError(f"{folder} names no weights file.", "Write the model folder again.")
-    return sha256_of(folder / file)
+    return sha256_of(weights_file(folder))
 
 
 def _entry(digest: object) -> dict[str, Any] | None:

@@ -1,0 +1,250 @@
+"""From what a user wants to a recipe: the smallest network that keeps the accuracy, found by trying few of them.
+
+Size and latency fall with the MACs, and so does accuracy, so the shares of the MACs are halved as one looks up a word:
+a network that reaches the accuracy, at once or after a short distillation, leads to smaller ones, another to larger.
+What is left then is how few bits its weights need. Every judgement is on held-out training images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimkit.core.checks import parse_min_accuracy
+from slimkit.core.errors import DataError, MissedError, UsageError
+from slimkit.core.files import write_atomically
+from slimkit.core.folder import read_metadata, weights_file
+from slimkit.core.measure.latency import Target, measure_latencies
+from slimkit.core.measure.size import size_mb
+from slimkit.core.models.lineage import weights_sha256
+from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, SearchOptions, plain_options
+from slimkit.core.progress import Progress, silent
+from slimkit.core.recipe import Recipe
+from slimkit.core.recipe.run import make_stages
+from slimkit.core.scoring.formula import Figures, score
+from slimkit.core.search.plot import draw_search
+from slimkit.core.search.record import Choice, Record, Tried
+from slimkit.core.stages import run_distill, run_prune, run_quantize
+
+log = logging.getLogger("slimkit")
+
+SHARES = (0.85, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06)  # of the MACs
+BITS = (8, 6, 4, 3)
+TRIAL = 0.1  # of the minutes, for the distillation of one network that is tried
+EXPLORING = 0.5  # of the minutes, after which no other share is tried
+FINAL = 0.2  # of the minutes at least, for the distillation of the network that is chosen
+HOPELESS = 0.2  # of the baseline's accuracy: what is worse after the cut is not trained
+RUNS = 50  # of a latency
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    recipe: Recipe  # with its choice
+    choice: Choice
+    tried: tuple[Tried, ...]
+    baseline: float  # % of the held-out training images
+    target: float  # %
+    picture: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the recipe, as plain JSON values."""
+        choice, tried = dataclasses.asdict(self.choice), [dataclasses.asdict(each) for each in self.tried]
+        figures = {"baseline": self.baseline, "target": self.target}
+        return {"choice": choice, "tried": tried, "picture": str(self.picture)} | figures
+
+
+def search_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> Found:
+    """Make the recipe's baseline, then choose its MACs, minutes of distillation and bits as `recipe.search` asks.
+
+    A search that was stopped goes on; one that is finished gives the same again. Raises UsageError where nothing is to
+    be searched, and what the stages raise.
+    """
+    if recipe.search is None:
+        raise UsageError("The recipe has no search.", "Give it a section `search`.")
+    make_stages(recipe, ["train"], force=force, progress=progress)
+    search = _Search(recipe, recipe.search, force, progress)
+    choice = search.choose()
+    picture = search.folder / "search.png"
+    write_atomically(picture, draw_search(search.record.tried, search.baseline, search.target))
+    found = tuple(search.record.tried)
+    return Found(_chosen(recipe, choice), choice, found, search.baseline, search.target, picture)
+
+
+def require_reached(found: Found) -> None:
+    """Raise MissedError where the submission of the recipe that was found answers worse than was asked for."""
+    submission = found.recipe.stages["quantize"].output
+    accuracy = _accuracy(read_metadata(submission).get("figures", {}), submission)
+    if accuracy < found.target:
+        raise MissedError(
+            f"{submission} names {accuracy:.2f} % of the held-out training images rightly; at least "
+            f"{found.target:.2f} % was asked for.",
+            "Give more --minutes, or a lower --min-accuracy.",
+        )
+
+
+def _chosen(recipe: Recipe, choice: Choice) -> Recipe:
+    chosen: dict[str, dict[str, Any]] = {
+        "prune": {"macs": choice.macs},
+        "distill": {"epochs": None, "minutes": choice.minutes},
+        "quantize": {"weight_bits": choice.bits},
+    }
+    stages = {name: dataclasses.replace(options, **chosen.get(name, {})) for name, options in recipe.stages.items()}
+    return Recipe(recipe.root, stages)
+
+
+class _Search:
+    """A search on its way."""
+
+    def __init__(self, recipe: Recipe, options: SearchOptions, force: bool, progress: Progress) -> None:
+        self._recipe, self._options, self._progress = recipe, options, progress
+        self._source = recipe.stages["train"].output
+        self.folder = recipe.root / "runs" / "search"
+        self.baseline = _accuracy(read_metadata(self._source).get("figures", {}), self._source)
+        self.target = parse_min_accuracy(options.min_accuracy, self.baseline)
+        self._seconds = 60 * options.minutes
+        self.record = Record.open(self.folder / "search.json", self._about(), force)
+
+    def choose(self) -> Choice:
+        """Try networks until the choice is clear or the time for it is over."""
+        if self.record.choice is None:
+            share = self._smallest_share()
+            bits = self._best_bits(share)
+            self.record.choice = Choice(share, round(self._seconds_left(share, bits) / 60, 2), bits)
+            self.record.write()
+        choice = self.record.choice
+        log.info("The search chose %g of the MACs, weights of %d bits.", choice.macs, choice.bits)
+        return choice
+
+    def _seconds_left(self, share: float, bits: int) -> float:
+        """For the distillation, when the chosen network has been cut once more and before it is rounded."""
+        again = [self.record.find(share, "cut"), self.record.find(share, "rounded", bits)]
+        left = self._seconds - self.record.spent - sum(each.seconds for each in again if each)
+        return max(left, FINAL * self._seconds)
+
+    def _about(self) -> dict[str, Any]:
+        """What the answers hang on."""
+        stages = {name: plain_options(self._recipe.stages[name]) for name in ("prune", "distill", "quantize")}
+        return {
+            "search": dataclasses.asdict(self._options),
+            "baseline": weights_sha256(self._source),
+            "stages": stages,
+        }
+
+    def _smallest_share(self) -> float:
+        reached, missed = -1, len(SHARES)
+        while missed - reached > 1 and self.record.spent < EXPLORING * self._seconds:
+            middle = (reached + missed) // 2
+            if self._reaches(SHARES[middle]):
+                reached = middle
+            else:
+                missed = middle
+        if reached < 0:
+            log.warning("No network that was tried keeps %.2f %%: the least is cut.", self.target)
+        return SHARES[max(reached, 0)]
+
+    def _reaches(self, share: float) -> bool:
+        """Whether a network with this share of the MACs keeps the accuracy, at once or after a short training."""
+        cut = self.record.find(share, "cut") or self._cut(share)
+        if cut is None or cut.accuracy < HOPELESS * self.baseline:
+            return False
+        return cut.accuracy >= self.target or self._trained(share).accuracy >= self.target
+
+    def _cut(self, share: float) -> Tried | None:
+        """None where no cut comes to the share."""
+        folder, begun = self.folder / f"cut-{share:g}", self.record.spent
+        options = self._options_of("prune", PruneOptions, model=self._source, output=folder, macs=share)
+        try:
+            result = run_prune(options, self._progress)
+        except (MissedError, UsageError) as error:
+            log.info("%g of the MACs can't be had: %s", share, error)
+            return None
+        accuracy, seconds = _accuracy(result.figures, folder), self.record.spent - begun
+        return self.record.add(Tried(share, "cut", accuracy, folder.name, seconds=seconds))
+
+    def _trained(self, share: float) -> Tried:
+        if found := self.record.find(share, "trained"):
+            return found
+        minutes, folder = TRIAL * self._options.minutes, self.folder / f"trained-{share:g}"
+        source = self.folder / f"cut-{share:g}"
+        options = self._options_of("distill", DistillOptions, model=source, output=folder, epochs=None, minutes=minutes)
+        result = run_distill(dataclasses.replace(options, teacher=options.teacher or str(self._source)), self._progress)
+        return self.record.add(Tried(share, "trained", _accuracy(result.figures, folder), folder.name, minutes))
+
+    def _best_bits(self, share: float) -> int:
+        """Of those that keep the accuracy, the bits with the best objective; 8 where none does."""
+        source = self.record.find(share, "trained") or self.record.find(share, "cut") or self._cut(share)
+        if source is None:
+            raise MissedError(f"The baseline can't be cut to {share:g} of its MACs.", "Give a recipe without a search.")
+        rounded = [found for bits in BITS if (found := self._rounded(source, bits))]
+        baseline, *timed = self._timed(rounded)
+        reaching = [each for each in timed if each.accuracy >= self.target]
+        best = max(reaching, key=lambda each: self._merit(each, baseline), default=None)
+        return best.bits or BITS[0] if best else BITS[0]
+
+    def _rounded(self, source: Tried, bits: int) -> Tried | None:
+        """None where so few bits make another network of it."""
+        if found := self.record.find(source.macs, "rounded", bits):
+            return found
+        folder, begun = self.folder / f"rounded-{source.macs:g}-{bits}", self.record.spent
+        model = self.folder / source.folder
+        options = self._options_of("quantize", QuantizeOptions, model=model, output=folder, weight_bits=bits)
+        try:
+            result = run_quantize(options, self._progress)
+        except MissedError as error:
+            log.info("%d bits are too few: %s", bits, error)
+            return None
+        made = dataclasses.replace(
+            source,
+            step="rounded",
+            accuracy=_accuracy(result.figures, folder),
+            folder=folder.name,
+            bits=bits,
+            size=size_mb(weights_file(folder)),
+            seconds=self.record.spent - begun,
+        )
+        return self.record.add(made)
+
+    def _timed(self, rounded: list[Tried]) -> list[Tried]:
+        """The baseline, and these, with their latencies, which are measured in turn."""
+        size = size_mb(weights_file(self._source))
+        networks = [Tried(1.0, "baseline", self.baseline, str(self._source), size=size), *rounded]
+        targets = [Target(self.folder / each.folder if each.bits else self._source) for each in networks]
+        latencies = measure_latencies(targets, runs=RUNS, progress=self._progress)
+        timed = [dataclasses.replace(t, latency=each.median) for t, each in zip(networks, latencies, strict=True)]
+        return [self.record.add(each) for each in timed]
+
+    def _merit(self, tried: Tried, baseline: Tried) -> float:
+        """How good a rounded network is; more is better."""
+        if self._options.objective == "score":
+            return score(_figures(tried), _figures(baseline)).total
+        return -(_figures(tried).size if self._options.objective == "size" else _figures(tried).latency)
+
+    def _options_of(self, stage: str, kind: type[Any], **changes: Any) -> Any:
+        """The recipe's options of a stage, for one network that is tried."""
+        options = self._recipe.stages[stage]
+        assert isinstance(options, kind)
+        if "model" in changes:
+            changes["model"] = str(changes["model"])
+        return dataclasses.replace(options, force=True, **changes)
+
+
+def _accuracy(figures: dict[str, Any], folder: Path) -> float:
+    """On the held-out training images. Raises DataError where it could not be measured."""
+    if "accuracy" not in figures:
+        raise DataError(
+            f"{folder} has no accuracy on held-out training images, by which a search judges.",
+            "Give --data with class folders.",
+        )
+    return float(figures["accuracy"])
+
+
+def _figures(tried: Tried) -> Figures:
+    """Of a network that was rounded and timed."""
+    assert tried.size is not None
+    assert tried.latency is not None
+    return Figures(tried.size, tried.latency, tried.accuracy)

@@ -1,0 +1,136 @@
+"""`compress --objective`: a search that chooses a recipe's MACs and bits, and goes on where it was stopped."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import small_classifier
+from test_cli_chain import slimkit, write_images
+
+from slimkit.core.checks import parse_min_accuracy
+from slimkit.core.errors import UsageError
+from slimkit.core.folder import write_folder
+from slimkit.core.recipe import Recipe, resolve_recipe
+from slimkit.core.search.record import Record, Tried
+from slimkit.core.search.run import BITS, search_recipe
+
+# Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
+SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
+SEARCH = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which a search and its recipe were run, and the JSON that the command printed."""
+    folder = tmp_path_factory.mktemp("search")
+    write_images(folder / "images")
+    write_folder(small_classifier(), folder / "base")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | {"search": SEARCH}))
+    done = slimkit("compress", "-c", "recipe.yaml", "-o", "small", "--threads", "1", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_choice_is_the_smallest_of_what_keeps_the_accuracy(searched: tuple[Path, str]) -> None:
+    folder, printed = searched
+    found = json.loads(printed)["search"]
+    rounded = [each for each in found["tried"] if each["bits"]]
+    assert {each["bits"] for each in rounded} <= {*BITS}
+    smallest = min(rounded, key=lambda each: each["size"])
+    assert (found["choice"]["macs"], found["choice"]["bits"]) == (smallest["macs"], smallest["bits"])
+    for each in rounded:
+        (weights,) = (folder / "small/runs/search" / each["folder"]).glob("*.pth")
+        assert each["size"] == pytest.approx(weights.stat().st_size / 2**20)
+        assert each["latency"] > 0
+    assert Path(folder / found["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_recipe_that_is_left_repeats_the_choice_without_a_search(searched: tuple[Path, str]) -> None:
+    folder, printed = searched
+    choice = json.loads(printed)["search"]["choice"]
+    left = yaml.safe_load((folder / "small/runs/recipe.yaml").read_text())
+    assert "search" not in left
+    assert left["prune"]["macs"] == choice["macs"]
+    assert left["distill"]["minutes"] == choice["minutes"]
+    assert left["quantize"].get("weight_bits", 8) == choice["bits"]
+    steps = json.loads((folder / "small/submission/trained_pruned_architecture.json").read_text())["compression_steps"]
+    assert len(steps) == 3  # cut, distilled, quantized
+
+
+def test_a_finished_search_is_not_made_again(searched: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(searched[0], tmp_path, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in Path("small").rglob("*.pth")}
+    found = search_recipe(recipe_of(SEARCH))
+    assert found.choice.macs == json.loads(searched[1])["search"]["choice"]["macs"]
+    assert {path: path.stat().st_mtime_ns for path in Path("small").rglob("*.pth")} == before
+
+
+def test_a_search_that_was_stopped_keeps_what_it_tried(searched: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(searched[0], tmp_path, dirs_exist_ok=True)
+    file = Path("small/runs/search/search.json")
+    content = json.loads(file.read_text())
+    cuts = [each for each in content["tried"] if each["step"] == "cut"]
+    file.write_text(json.dumps(content | {"tried": cuts, "choice": None}))
+    before = {path: path.stat().st_mtime_ns for path in Path("small/runs/search").glob("cut-*/*.pth")}
+    search_recipe(recipe_of(SEARCH))
+    after = {path: path.stat().st_mtime_ns for path in Path("small/runs/search").glob("cut-*/*.pth")}
+    assert {path: after[path] for path in before} == before
+
+
+def test_another_search_starts_over(tmp_path: Path) -> None:
+    tried = Tried(0.5, "cut", 40.0, "cut-0.5")
+    record = Record.open(tmp_path / "search.json", {"seed": 0}, force=False)
+    record.add(tried)
+    assert Record.open(record.file, {"seed": 0}, force=False).tried == [tried]
+    assert Record.open(record.file, {"seed": 1}, force=False).tried == []
+    assert Record.open(record.file, {"seed": 0}, force=True).tried == []
+
+
+def recipe_of(search: dict[str, Any]) -> Recipe:
+    return resolve_recipe(SETTINGS | {"threads": 1, "search": search}, Path("small"))
+
+
+def test_an_accuracy_that_is_missed_is_told_by_the_exit_code(searched: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(searched[0] / "images", "images")
+    shutil.copytree(searched[0] / "base", "base")
+    quick = ("--objective", "size", "--minutes", "0.02", "--min-accuracy", "100", "--threads", "1")
+    done = slimkit("compress", "base", "--data", "images", *quick, "-o", "small", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "at least 100.00 % was asked for" in done.stderr
+    assert Path("small/submission/model.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"search": {"objektive": "size"}}, "'objective'"),
+        ({"search": {"objective": "speed"}}, "objective"),
+        ({"search": {"minutes": 0}}, "minutes"),
+        ({"search": {"min_accuracy": "most"}}, "most is no accuracy"),
+        ({"search": {"min_accuracy": "120%"}}, "120% is no accuracy"),
+        ({"search": 60}, "mapping"),
+        ({"search": {}, "prune": {"rate": 0.3}}, "rate is a budget"),
+    ],
+)
+def test_what_is_wrong_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resolve_recipe(settings)
+
+
+def test_the_accuracy_that_is_asked_for() -> None:
+    assert parse_min_accuracy("95%", 60.0) == pytest.approx(57.0)
+    assert parse_min_accuracy("60", 80.0) == 60.0
