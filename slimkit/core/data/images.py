@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data.sources import Source
 from slimkit.core.errors import DataError
-from slimkit.core.load import allowed_processors
+from slimkit.core.load import own_processors
 from slimkit.core.progress import Progress, silent
+from slimkit.core.torchrun import launch
 from slimkit.standalone import model_loader
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of pixels held
@@ -124,7 +125,7 @@ class MemoryStore:
         missing = torch.unique(positions[~self._decoded[positions]])
         wrong: dict[int, DataError] = {}
         if len(missing):
-            cores = len(allowed_processors())
+            cores = own_processors()
             with ThreadPoolExecutor(cores) as pool:  # Pillow works outside the interpreter's lock
                 for found in pool.map(self._decode_each, (missing[core::cores].tolist() for core in range(cores))):
                     wrong |= found
@@ -155,7 +156,7 @@ class StreamStore:
         loader: DataLoader[Any] = DataLoader(
             self._pixels,
             batch_sampler=[chunk.tolist() for chunk in torch.split(positions, batch_size)],
-            num_workers=min(len(allowed_processors()), 16),
+            num_workers=min(own_processors(), 16),
             collate_fn=_stack,
         )
         for batch in loader:
@@ -203,10 +204,10 @@ def _stack(pixels: list[Any]) -> Any:
 
 
 def fits_in_memory(sources: Iterable[Source], preprocessing: Preprocessing) -> bool:
-    """Whether the pixels of all images should be held."""
+    """Whether the pixels of all images should be held, by each process that torchrun started on this machine."""
     image = math.prod(pixel_shape(preprocessing))
     taken = sum(len(source.labels) * image * source.pixel_type.itemsize for source in sources)
-    return taken <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory())
+    return taken <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory() / launch().local_count)
 
 
 def _available_memory() -> float:
