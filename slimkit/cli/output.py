@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.table import Table
 
-GRACE = 3.0  # seconds that the first of several processes has to tell a failure; torchrun ends the others meanwhile
+GRACE = 10.0  # seconds that the first of several processes has to tell a failure; torchrun ends the others meanwhile
 NO_TERMINAL_WIDTH = 200  # columns where nobody's window limits them: a table takes what it needs
 
 

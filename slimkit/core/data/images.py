@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ class StreamStore:
             batch_sampler=[chunk.tolist() for chunk in torch.split(positions, batch_size)],
             num_workers=min(own_processors(), 16),
             collate_fn=_stack,
+            worker_init_fn=_leave_signals,
         )
         for batch in loader:
             if isinstance(batch, tuple):
@@ -182,6 +184,12 @@ class _Pixels(Dataset[Any]):
             return _pixels(self._source, position, self._preprocessing).numpy()
         except DataError as error:
             return str(error), error.hint
+
+
+def _leave_signals(worker: int) -> None:
+    """Let the main process alone obey signals: torchrun sends them to a whole group, and it may take a last step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _pixels(source: Source, position: int, preprocessing: dict[str, Any]) -> Tensor:
