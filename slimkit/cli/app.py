@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     output = Output(arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, handler) for number, handler in _handlers(output).items()}
     try:
         code = _run(arguments or ["--help"], output)
         sys.stdout.flush()
@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _fail(error, output)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: Sequence[str], output: Output) -> int:
@@ -103,6 +104,13 @@ def _fail(error: BaseException, output: Output) -> int:
     failure = explain(error)
     output.failure(failure.message, failure.hint)
     return failure.exit_code
+
+
+def _handlers(output: Output) -> dict[signal.Signals, Any]:
+    """What signals do. A process that is not the first has nothing to clean up, and may be waiting for the others."""
+    if output.launch.is_first:
+        return {signal.SIGTERM: _terminate}
+    return {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_DFL}
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -14,7 +14,8 @@ from slimkit.cli.config import reject_option_name, require_resolved
 from slimkit.cli.options import FLAGS, HOW_TO_RUN, config_flag
 from slimkit.cli.output import Output
 from slimkit.core.checks import check_options
-from slimkit.core.options import ModelOptions
+from slimkit.core.errors import UsageError
+from slimkit.core.options import LongRunOptions, ModelOptions
 
 Options = TypeVar("Options")
 
@@ -51,8 +52,13 @@ def command(
 def _run(function: Callable[[Options, Output], None], options: Options, output: Output) -> None:
     with output.logging():
         try:
+            if output.launch.count > 1 and not isinstance(options, LongRunOptions):
+                raise UsageError(
+                    "torchrun starts a command several times, and train and distill alone can share their work.",
+                    "Run this one by itself: slimkit in place of torchrun -m slimkit.",
+                )
             check_options(options)
-            if isinstance(options, ModelOptions):
+            if isinstance(options, ModelOptions) and output.launch.is_first:
                 _check_outputs(options)
             function(options, output)
         except OSError as error:

@@ -68,7 +68,7 @@ FLAGS: dict[str, Any] = {
         "--checkpoint-minutes", help="Time between two checkpoints in OUTPUT.checkpoint/; there is one per epoch too."
     ),
     "resume": typer.Option("--resume", help="Go on from the last checkpoint of the same training, if there is one."),
-    "batch_size": typer.Option("--batch-size", help="Images per step."),
+    "batch_size": typer.Option("--batch-size", help="Images per step, of all processes together."),
     "optimizer": typer.Option("--optimizer", help="How the weights are updated."),
     "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),
     "weight_decay": typer.Option("--weight-decay", help="Decay of the weights."),

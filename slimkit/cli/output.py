@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimkit.core.progress import Advance
+from slimkit.core.torchrun import launch
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
     from rich.table import Table
 
+GRACE = 10.0  # seconds that the first of several processes has to tell a failure; torchrun ends the others meanwhile
 NO_TERMINAL_WIDTH = 200  # columns where nobody's window limits them: a table takes what it needs
 
 
 class Output:
-    """The one place that prints."""
+    """The one place that prints. Of the processes that torchrun started the first alone does."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         """Read the form from the command line itself, so that even a mistyped flag is told in it."""
@@ -32,6 +34,7 @@ class Output:
         self.json = "--json" in arguments
         self.debug = "--debug" in arguments
         self.quiet = any(re.match("--quiet$|-[fh]*q", argument) for argument in arguments)  # -fq and -qo too
+        self.launch = launch()
         self._printed_json = False
         self._open_tasks = 0
         for stream in (sys.stdout, sys.stderr):
@@ -56,6 +59,8 @@ class Output:
 
     def result(self, data: dict[str, Any], *, path: Path | None = None, human: "Sequence[RenderableType]" = ()) -> None:
         """Print a command's result: `data` as JSON, or `path` alone if quiet, or else `human` one after the other."""
+        if not self.launch.is_first:
+            return
         if self.json:
             self._print_json(data)
         elif self.quiet:
@@ -66,16 +71,22 @@ class Output:
                 self._stdout.print(renderable)
 
     def failure(self, message: str, hint: str) -> None:
-        """Tell what went wrong, and how to fix it, on stderr; in JSON on stdout too, unless a result is there."""
-        self._say(f"error: {message}", style="bold red")
+        """Tell what went wrong, and how to fix it, on stderr; in JSON on stdout too, unless a result is there.
+
+        A process that is not the first tells what went wrong in it alone.
+        """
+        first = self.launch.is_first
+        if not first:
+            time.sleep(GRACE)
+        self._say(f"error: {'' if first else f'process {self.launch.rank}: '}{message}", style="bold red")
         self._say(f"hint: {hint}")
-        if self.json and not self._printed_json:
+        if first and self.json and not self._printed_json:
             self._print_json({"error": message, "hint": hint})
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Advance]:
         """The core's `Progress`: a bar on a terminal, elsewhere one line when the task is done."""
-        if self.quiet:
+        if self.quiet or not self.launch.is_first:
             yield lambda units, note="": None
         elif self._stderr.is_terminal:
             with self._bar(description, total) as advance:
@@ -91,7 +102,7 @@ class Output:
         logger = logging.getLogger("slimkit")
         handler = _Handler(self)
         logger.addHandler(handler)
-        logger.setLevel(logging.WARNING if self.quiet else logging.DEBUG if self.debug else logging.INFO)
+        logger.setLevel(self._log_level)
         try:
             with warnings.catch_warnings():
                 if not self.debug:
@@ -99,6 +110,12 @@ class Output:
                 yield
         finally:
             logger.removeHandler(handler)
+
+    @property
+    def _log_level(self) -> int:
+        if not self.launch.is_first:
+            return logging.CRITICAL
+        return logging.WARNING if self.quiet else logging.DEBUG if self.debug else logging.INFO
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[Advance]:

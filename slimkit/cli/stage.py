@@ -21,7 +21,8 @@ LABELS = {
 
 def show_stage(command: str, options: "CommonOptions", result: "StageResult", output: Output) -> None:
     """Save what `command` ran with, then show the folder it made and the figures of the model in it."""
-    save_resolved(command, options)
+    if output.launch.is_first:
+        save_resolved(command, options)
     output.result(
         {"output": str(result.folder), "figures": result.figures, "notes": list(result.notes)},
         path=result.folder,

@@ -37,6 +37,10 @@ class NetworkError(SlimkitError):
     """Something had to be downloaded and the network did not give it."""
 
 
+class RankError(SlimkitError):
+    """Another process of a training that several share has ended."""
+
+
 class MissedError(SlimkitError):
     """A budget or a check was missed."""
 

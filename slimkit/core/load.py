@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from slimkit.core.torchrun import launch
+
 log = logging.getLogger("slimkit")
 
 # of a processor, as its line in /proc/stat counts them
@@ -88,6 +90,11 @@ def usable_cores() -> float:
 def allowed_processors() -> set[int]:
     """The numbers of those that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def own_processors() -> int:
+    """How many of them there are for each of the processes that torchrun started on this machine; one at least."""
+    return max(1, len(allowed_processors()) // launch().local_count)
 
 
 def _quotas() -> Iterator[float]:

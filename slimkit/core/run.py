@@ -23,6 +23,7 @@ from slimkit.core.options import (
     QuantizeOptions,
     TrainOptions,
 )
+from slimkit.core.torchrun import launch
 
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
@@ -48,7 +49,12 @@ def checked(run: Run) -> Run:
 
 
 def check_outputs(options: ModelOptions) -> None:
-    """Raise FolderError where what these options are to write can't be written, or must not be replaced."""
+    """Raise FolderError where what these options are to write can't be written, or must not be replaced.
+
+    Of the processes that torchrun starts the first alone writes, and so looks.
+    """
+    if not launch().is_first:
+        return
     if isinstance(options, MAKERS) and not getattr(options, "sensitivity", False):
         require_model_output(options.output, options.force)
         return

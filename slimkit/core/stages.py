@@ -33,7 +33,9 @@ from slimkit.core.pruning.repair.finetune import finetuner
 from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.core.run import checked, output_files
+from slimkit.core.torchrun import launch
 from slimkit.core.training.files import TrainingFiles
+from slimkit.core.training.ranks import Ranks, first_of_machine_first, joined_ranks
 from slimkit.core.training.stage import train
 
 log = logging.getLogger("slimkit")
@@ -104,19 +106,30 @@ def run_distill(options: DistillOptions, progress: Progress = silent) -> StageRe
 def _run_training(
     options: LongRun,
     what: str,
-    work: Callable[[Classifier, ImageSet, LongRun, Progress, TrainingFiles], Classifier],
+    work: Callable[[Classifier, ImageSet, LongRun, Progress, TrainingFiles | None, Ranks], Classifier],
     progress: Progress,
     width: int | None = None,
 ) -> StageResult:
-    """Do `work` on the images that can be read, and write its result; its checkpoints are gone then."""
-    files = TrainingFiles.of(options)
-    classifier, data = open_model_and_data(options, width=width, progress=progress)
-    _require_float(classifier)
-    data.require_labels(what)
-    data = data if options.epochs == 0 else data.without_unreadable(progress)
-    result = _write(work(classifier, data, options, progress, files), classifier, data, options, progress)
-    files.remove()
-    return result
+    """Do `work` on the images that can be read, and write its result; its checkpoints are gone then.
+
+    Where torchrun started several processes they share the work; the first of them writes.
+    """
+    files = TrainingFiles.of(options) if launch().is_first else None
+    with joined_ranks(options.device, options.batch_size) as ranks:
+        with first_of_machine_first(ranks):
+            classifier, data = open_model_and_data(options, width=width, progress=progress)
+        _require_float(classifier)
+        data.require_labels(what)
+        data = data if options.epochs == 0 else data.without_unreadable(progress)
+        made = work(classifier, data, options, progress, files, ranks)
+
+        def write() -> StageResult:
+            result = _write(made, classifier, data, options, progress)
+            if files:
+                files.remove()
+            return result
+
+        return ranks.from_first(write)
 
 
 @checked

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data.sources import Source
 from slimkit.core.errors import DataError
-from slimkit.core.load import allowed_processors
+from slimkit.core.load import own_processors
 from slimkit.core.progress import Progress, silent
+from slimkit.core.torchrun import launch
 from slimkit.standalone import model_loader
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of pixels held
@@ -124,7 +126,7 @@ class MemoryStore:
         missing = torch.unique(positions[~self._decoded[positions]])
         wrong: dict[int, DataError] = {}
         if len(missing):
-            cores = len(allowed_processors())
+            cores = own_processors()
             with ThreadPoolExecutor(cores) as pool:  # Pillow works outside the interpreter's lock
                 for found in pool.map(self._decode_each, (missing[core::cores].tolist() for core in range(cores))):
                     wrong |= found
@@ -155,8 +157,9 @@ class StreamStore:
         loader: DataLoader[Any] = DataLoader(
             self._pixels,
             batch_sampler=[chunk.tolist() for chunk in torch.split(positions, batch_size)],
-            num_workers=min(len(allowed_processors()), 16),
+            num_workers=min(own_processors(), 16),
             collate_fn=_stack,
+            worker_init_fn=_leave_signals,
         )
         for batch in loader:
             if isinstance(batch, tuple):
@@ -183,6 +186,12 @@ class _Pixels(Dataset[Any]):
             return str(error), error.hint
 
 
+def _leave_signals(worker: int) -> None:
+    """Let the main process alone obey signals: torchrun sends them to a whole group, and it may take a last step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _pixels(source: Source, position: int, preprocessing: dict[str, Any]) -> Tensor:
     image = source.image(position, channels=len(preprocessing["mean"]))
     return model_loader.resize_to_cover(image, preprocessing).to(source.pixel_type)
@@ -203,10 +212,10 @@ def _stack(pixels: list[Any]) -> Any:
 
 
 def fits_in_memory(sources: Iterable[Source], preprocessing: Preprocessing) -> bool:
-    """Whether the pixels of all images should be held."""
+    """Whether the pixels of all images should be held, by each process that torchrun started on this machine."""
     image = math.prod(pixel_shape(preprocessing))
     taken = sum(len(source.labels) * image * source.pixel_type.itemsize for source in sources)
-    return taken <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory())
+    return taken <= min(MEMORY_LIMIT, MEMORY_SHARE * _available_memory() / launch().local_count)
 
 
 def _available_memory() -> float:

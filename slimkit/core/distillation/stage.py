@@ -17,6 +17,7 @@ from slimkit.core.progress import Progress, silent
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import fit
+from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.stage import fit_options_of, how_long, training_detail, with_detail
 
 log = logging.getLogger("slimkit")
@@ -28,21 +29,22 @@ def distill(
     options: DistillOptions,
     progress: Progress = silent,
     files: TrainingFiles | None = None,
+    ranks: Ranks = ALONE,
 ) -> Classifier:
     """Train `classifier` (in place) on the labels of `data` and the logits of the teacher that `options` name.
 
-    The training is kept in `files`.
+    The training is kept in `files`. All of `ranks` give the same.
 
     Raises UsageError for impossible options or where no teacher can be found, ModelError where training diverges.
     """
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
-    fit_options = fit_options_of(options, epochs, options.lr, progressive=False)
+    fit_options = fit_options_of(options, epochs, options.lr, progressive=False, ranks=ranks)
     teacher = open_teacher(classifier, data, options)
     name = teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
     view = teacher_view(teacher, data)
     accuracy = require_knowledge(teacher, data if view is None else view, name, fit_options.device, progress)
     log.info("distilling %s into %s for %s", name, options.model, how_long(fit_options))
-    files = files and files.of_run(describe_run(options, data, classifier.module, teacher.module))
+    files = files and files.of_run(describe_run(options, data, classifier.module, teacher.module, ranks=ranks))
     loss = DistillationLoss(
         teacher.module.to(fit_options.device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in the stub
         label_map(teacher.architecture.class_names, classifier.architecture.class_names).to(fit_options.device),

@@ -16,6 +16,7 @@ from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.options import DistillOptions, TrainOptions, plain_options
 from slimkit.core.training.layout import memory_format
+from slimkit.core.training.ranks import Ranks
 
 log = logging.getLogger("slimkit")
 
@@ -24,7 +25,12 @@ Run = dict[str, Any]  # texts, numbers and lists
 
 
 def describe_run(
-    options: TrainOptions | DistillOptions, data: ImageSet, module: nn.Module, teacher: nn.Module | None = None
+    options: TrainOptions | DistillOptions,
+    data: ImageSet,
+    module: nn.Module,
+    teacher: nn.Module | None = None,
+    *,
+    ranks: Ranks,
 ) -> Run:
     """The training of `module` as it starts: all that its last weights hang on, save the choices of `Choices`."""
     machine = describe_environment()
@@ -39,14 +45,18 @@ def describe_run(
             "device": str(resolve_device(options.device)),
             "memory format": str(memory_format(module)),
         },
-        "machine": {"torch": str(machine["versions"]["torch"]), "CPU": machine["cpu"]["model"]},
+        "machine": {
+            "torch": str(machine["versions"]["torch"]),
+            "CPU": machine["cpu"]["model"],
+            "The number of processes": ranks.count,
+        },
     }
 
 
 def require_same(kept: Run, now: Run, kept_threads: int, folder: Path) -> None:
     """Raise UsageError that names what differs between the run of a checkpoint in `folder` and this one.
 
-    Another machine is no hindrance, but said: its kernels round otherwise.
+    Another machine or number of processes is no hindrance, but said: sums are rounded otherwise.
     """
     hint = "Repeat the options and inputs that it was made with, or start over: -f/--force without --resume."
     for name in {**kept["options"], **now["options"]}:

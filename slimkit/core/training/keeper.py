@@ -17,6 +17,7 @@ from slimkit.core.training.checkpoint import read_checkpoint, write_checkpoint
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import require_same
 from slimkit.core.training.precision import prefers_bfloat16
+from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.state import Rollback, Snapshot, State
 
 log = logging.getLogger("slimkit")
@@ -37,10 +38,10 @@ class Choices:
 class Keeper:
     """Keeps the last good state of a training: one from which a finite loss followed."""
 
-    def __init__(self, files: TrainingFiles | None) -> None:
-        """Without `files` it is kept in memory alone."""
+    def __init__(self, files: TrainingFiles | None, ranks: Ranks = ALONE) -> None:
+        """Without `files` it is kept in memory alone, as in all of `ranks` but the first."""
         self.choices: Choices
-        self._files = files
+        self._files, self._ranks = files, ranks
         self._good: Snapshot | None = None
         self._candidate: Snapshot | None = None
         self._written = time.monotonic()
@@ -49,18 +50,27 @@ class Keeper:
 
     def start(self, state: State, device: torch.device) -> None:
         """Let `state` be that of the checkpoint to go on from, if there is one. Raises UsageError, FolderError."""
-        files = self._files
-        found = read_checkpoint(files.folder) if files and files.resume else None
-        if files is None or found is None:
-            self.choices = Choices(prefers_bfloat16(device), torch.get_num_threads())
-            if files and files.resume:
-                log.info("%s holds no checkpoint: the training starts from the beginning", files.folder)
+        found = self._ranks.from_first(self._read)
+        if found is None:
+            bfloat16 = self._ranks.from_first(lambda: prefers_bfloat16(device))
+            self.choices = Choices(bfloat16, torch.get_num_threads())
             return
         self.choices = Choices(**found["choices"])
-        require_same(found["run"], files.run, self.choices.threads, files.folder)
         state.restore(found["state"])
         self._good, self._epochs = found["good"], len(state.epochs)
-        log.info("going on after step %d of %d, from %s", state.step, state.steps, files.folder)
+
+    def _read(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from. Raises UsageError where it is of another training."""
+        files = self._files
+        if files is None or not files.resume:
+            return None
+        if found := read_checkpoint(files.folder):
+            require_same(found["run"], files.run, found["choices"]["threads"], files.folder)
+            state = found["state"]
+            log.info("going on after step %d of %d, from %s", state["step"], state["steps"], files.folder)
+        else:
+            log.info("%s holds no checkpoint: the training starts from the beginning", files.folder)
+        return found
 
     def before_step(self, state: State, *, first_of_epoch: bool) -> None:
         """Take a copy that becomes the good state if this step's loss is finite."""

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.progress import Advance, Progress, silent
 from slimkit.core.sizes import Size
 from slimkit.core.training.files import TrainingFiles
-from slimkit.core.training.interrupts import uninterrupted
+from slimkit.core.training.interrupts import interrupted_together, uninterrupted
 from slimkit.core.training.keeper import Keeper
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.metrics import Metrics
@@ -36,6 +36,7 @@ log = logging.getLogger("slimkit")
 
 TRIALS = 4  # steps that the pace is measured in before the first; the first of them warms up
 TRIAL_SHARE = 0.1  # of the minutes, at most
+RANKS_APART = 2**40  # seeds; a rank uses one a step
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ def fit(
     `files` the training is kept there, and goes on from there if they say so.
     Raises ModelError where the loss is not finite again and again, DataError for a class that the module does not know.
     """
-    classes = label_map(class_names, data.class_names)
+    classes, ranks = label_map(class_names, data.class_names), options.ranks
+    ranks.level(module)
     module.to(options.device, memory_format=memory_format(module))  # type: ignore[call-overload]  # missing in the stub
     plan = Plan(len(data.train), data.preprocessing.crop, options)
     state = State(module, make_optimizer(module, options.optimizer, options.lr, options.weight_decay), plan.steps)
-    keeper = Keeper(files)
+    keeper = Keeper(files, ranks)
     keeper.start(state, options.device)
     training = _Training(state, plan, Views(data, loss_data, classes, options), loss, keeper, files, progress)
     module.train()
@@ -99,7 +101,7 @@ class _Training:
     ) -> None:
         self._state, self._plan, self._views, self._loss = state, plan, views, loss
         self._keeper, self._progress = keeper, progress
-        self._options, self._data = plan.options, views.data
+        self._options, self._ranks, self._data = plan.options, plan.options.ranks, views.data
         begun = files.begun if files else time.monotonic()
         self._begun = begun - state.seconds  # as if it had never been interrupted
         self._metrics = Metrics(files.metrics if files and (state.steps or plan.options.minutes) else None, state.step)
@@ -108,11 +110,12 @@ class _Training:
 
     def run(self) -> None:
         """Take all steps that are left."""
-        if self._budget and self._state.step == 0:
-            self._measure_pace(self._budget)
-        while len(self._state.epochs) < self._epochs():
-            if self._train_epoch():
-                self._close_epoch()
+        with interrupted_together(self._ranks) as obey_signals:
+            if self._budget and self._state.step == 0:
+                self._measure_pace(self._budget)
+            while len(self._state.epochs) < self._epochs():
+                if self._train_epoch(obey_signals):
+                    self._close_epoch()
         self._keeper.finish(self._state)
 
     def _epochs(self) -> int:
@@ -131,7 +134,7 @@ class _Training:
             if trial or self._plan.batches == 1:  # the first warms up
                 budget.saw_step(now - start, size)
             start = now
-            if trial and now - self._begun > TRIAL_SHARE * budget.seconds:
+            if self._ranks.highest(trial > 0 and now - self._begun > TRIAL_SHARE * budget.seconds):
                 break
         state.restore(before)
         self._fit_steps(budget)
@@ -140,15 +143,15 @@ class _Training:
 
     def _fit_steps(self, budget: Budget) -> None:
         self._state.seconds = time.monotonic() - self._begun
-        self._state.steps = budget.fitted(self._state)
+        self._state.steps = self._ranks.from_first(lambda: budget.fitted(self._state))
 
-    def _train_epoch(self) -> bool:
+    def _train_epoch(self, obey_signals: Callable[[], None]) -> bool:
         """Take the steps of the epoch that are left; False where a loss was not finite and training went back."""
         state, start = self._state, time.monotonic()
         with self._bar() as advance:
             for batch in self._batches():
                 self._keeper.before_step(state, first_of_epoch=state.images == 0)
-                size, rate, images = self._size(), self._rate(), len(batch.labels)
+                size, rate, images = self._size(), self._rate(), batch.images
                 with uninterrupted():
                     value = self._learn_from(batch)
                     if not math.isfinite(value):
@@ -161,6 +164,7 @@ class _Training:
                 advance(images, f"loss {value:.3f}, {self._metrics.images_per_second:.0f} images/s")
                 seconds, start = time.monotonic() - start, time.monotonic()
                 self._after_step(seconds, size)
+                obey_signals()
         return True
 
     def _after_step(self, seconds: float, size: Size) -> None:
@@ -178,11 +182,11 @@ class _Training:
             yield batch
 
     def _learn_from(self, batch: Batch) -> float:
-        """Take a step; gives its loss. What is random in it, such as dropout, hangs on the seed and the step alone."""
+        """Take a step; gives its loss. What is random in it, such as dropout, hangs on seed, step and rank alone."""
         state = self._state
-        torch.manual_seed((self._options.seed * 1_000_003 + state.step) % 2**63)
+        torch.manual_seed((self._options.seed * 1_000_003 + state.step + self._ranks.rank * RANKS_APART) % 2**63)
         bfloat16 = self._keeper.choices.bfloat16
-        return take_step(state.module, state.optimizer, self._loss, batch, self._rate(), bfloat16)
+        return take_step(state.module, state.optimizer, self._loss, batch, self._rate(), bfloat16, self._ranks)
 
     def _rate(self) -> float:
         return self._plan.rate(self._state.step, self._state.steps) * 0.5 ** len(self._state.rollbacks)
@@ -200,19 +204,28 @@ class _Training:
 
     def _close_epoch(self) -> None:
         """Measure the epoch that is over on the held-out images."""
-        state, data, start = self._state, self._data, time.monotonic()
+        state, start = self._state, time.monotonic()
         precision = precision_of(
             self._keeper.choices.bfloat16, min(sides(self._plan.size(state.step - 1, state.steps)))
         )
-        device = str(self._options.device)
-        held_out = evaluate(
-            state.module, data.holdout, data.preprocessing, device=device, label_map=self._views.classes
-        )
+        accuracy = self._held_out_accuracy()
         if self._budget:
             self._budget.saw_evaluation(time.monotonic() - start)
         with uninterrupted():
-            state.close_epoch(held_out.top1, precision)
+            state.close_epoch(accuracy, precision)
         self._metrics.epoch(state)
         state.seconds = time.monotonic() - self._begun
-        done = len(state.epochs), self._epochs(), state.epochs[-1].loss, held_out.top1
+        done = len(state.epochs), self._epochs(), state.epochs[-1].loss, accuracy
         log.info("epoch %d/%d: loss %.3f, held-out accuracy %.2f %%", *done)
+
+    def _held_out_accuracy(self) -> float:
+        """Top-1 %, on all held-out images; each rank looks at its part of them."""
+        data, device, images = self._data, str(self._options.device), len(self._data.holdout)
+        own = data.holdout.subset(self._ranks.share(torch.arange(images)))
+        classes = self._views.classes
+        correct = (
+            evaluate(self._state.module, own, data.preprocessing, device=device, label_map=classes).correct
+            if len(own)
+            else 0
+        )
+        return 100 * self._ranks.total(correct) / images

@@ -11,6 +11,7 @@ from torch import Tensor
 from slimkit.core.data import epoch_order
 from slimkit.core.options import Optimizer
 from slimkit.core.sizes import Size
+from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.schedule import learning_rate, training_size
 
 
@@ -20,13 +21,14 @@ class FitOptions:
 
     epochs: int  # where there are no minutes
     minutes: float | None = None  # in place of epochs
-    batch_size: int
+    batch_size: int  # of all ranks together
     optimizer: Optimizer
     lr: float
     weight_decay: float
     seed: int
     device: torch.device
     progressive: bool  # small images first
+    ranks: Ranks = ALONE  # that share it
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import FitOptions, Trained, fit
 from slimkit.core.training.optimizer import USUAL_RATES
+from slimkit.core.training.ranks import ALONE, Ranks
 
 log = logging.getLogger("slimkit")
 
@@ -33,19 +34,21 @@ def train(
     options: TrainOptions,
     progress: Progress = silent,
     files: TrainingFiles | None = None,
+    ranks: Ranks = ALONE,
 ) -> Classifier:
     """Train `classifier` (in place) on the labels of `data`; gives it with the training recorded, and kept in `files`.
 
-    A network with random weights sees small images first. No epochs at all leave the weights as they are.
+    A network with random weights sees small images first. No epochs at all leave the weights as they are. All of
+    `ranks` give the same.
     Raises UsageError for impossible options, ModelError where training diverges.
     """
     has_weights = classifier.folder is not None or options.weights is not None or options.pretrained
     epochs = _USUAL_EPOCHS.get(data.name, _EPOCHS) if options.epochs is None else options.epochs
     lr = USUAL_RATES[options.optimizer] if options.lr is None else options.lr
-    fit_options = fit_options_of(options, epochs, lr, progressive=not has_weights)
+    fit_options = fit_options_of(options, epochs, lr, progressive=not has_weights, ranks=ranks)
     length = how_long(fit_options)
     log.info("training %s on %d images of %s for %s", options.model, len(data.train), data.name, length)
-    files = files and files.of_run(describe_run(options, data, classifier.module))
+    files = files and files.of_run(describe_run(options, data, classifier.module, ranks=ranks))
 
     def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
@@ -56,7 +59,9 @@ def train(
     return dataclasses.replace(classifier, architecture=with_detail(classifier.architecture, detail))
 
 
-def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: float, *, progressive: bool) -> FitOptions:
+def fit_options_of(
+    options: TrainOptions | DistillOptions, epochs: int, lr: float, *, progressive: bool, ranks: Ranks = ALONE
+) -> FitOptions:
     """Check the options that training and distillation share. Raises UsageError."""
     check_options(options)
     return FitOptions(
@@ -69,6 +74,7 @@ def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: floa
         seed=options.seed,
         device=resolve_device(options.device),
         progressive=progressive,
+        ranks=ranks,
     )
 
 
@@ -92,6 +98,7 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Tr
         "weight_decay": options.weight_decay,
         "seed": options.seed,
         "teacher": None,
+        "processes": options.ranks.count,
         "threads": trained.threads,
         "seconds": round(trained.seconds, 1),
         "precision": [epoch.precision for epoch in trained.epochs],
