@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.checks import check_options
-from slimkit.core.data import ImageSet
+from slimkit.core.data import Augmentation, ImageSet
 from slimkit.core.device import resolve_device
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DistillOptions, TrainOptions
@@ -69,7 +69,14 @@ def fit_options_of(options: TrainOptions | DistillOptions, epochs: int, lr: floa
         seed=options.seed,
         device=resolve_device(options.device),
         progressive=progressive,
+        augmentation=augmentation_of(options),
+        ema=options.ema,
     )
+
+
+def augmentation_of(options: TrainOptions | DistillOptions) -> Augmentation:
+    """How the options say that training images are changed."""
+    return Augmentation(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Augmentation)})
 
 
 def how_long(options: FitOptions) -> str:
@@ -90,6 +97,8 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Tr
         "optimizer": options.optimizer,
         "learning_rate": options.lr,
         "weight_decay": options.weight_decay,
+        "augmentation": dataclasses.asdict(options.augmentation),
+        "ema": options.ema,
         "seed": options.seed,
         "teacher": None,
         "threads": trained.threads,

@@ -10,7 +10,7 @@ from slimkit.core.training.layout import memory_format
 from slimkit.core.training.precision import autocast
 from slimkit.core.training.views import Batch
 
-# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels [n] -> scalar
+# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels as `Batch` has them -> scalar
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slimkit.core.data import ImageSet, augment
+from slimkit.core.data import ImageSet, augment, draw_mixing
 from slimkit.core.sizes import Size
 from slimkit.core.training.plan import FitOptions
 
@@ -18,7 +18,7 @@ class Batch:
 
     inputs: Tensor  # [n, channels, h, w]
     seen_by_loss: Tensor  # the same images as the loss's own network sees them
-    labels: Tensor  # int64 [n]: the module's index of each image's class
+    labels: Tensor  # int64 [n]: the module's index of each image's class; of mixed images the shares [n, outputs]
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,37 @@ class Views:
     data: ImageSet
     loss_data: ImageSet | None  # in the preprocessing of the loss's own network, where that is another
     classes: Tensor  # int64 [classes of the data]: the module's index of each
+    outputs: int  # of the module
     options: FitOptions
 
     def batches(self, epoch: int, order: Tensor, size: Callable[[], Size]) -> Iterator[Batch]:
         """The images at `order` as epoch `epoch` sees them; `size` tells how large the next batch is to be."""
         others = self._augmented(self.loss_data, epoch, order, lambda: None) if self.loss_data else None
-        for inputs, labels in self._augmented(self.data, epoch, order, size):
+        for inputs, labels, indices in self._augmented(self.data, epoch, order, size):
             seen_by_loss = next(others)[0] if others else inputs
-            yield Batch(inputs, seen_by_loss, self.classes[labels].to(self.options.device))
+            batch = Batch(inputs, seen_by_loss, self.classes[labels].to(self.options.device))
+            yield self._mixed(batch, indices, epoch)
+
+    def _mixed(self, batch: Batch, indices: Tensor, epoch: int) -> Batch:
+        """The batch with its images and labels mixed, where that is asked for: the same for both networks."""
+        wanted, same = self.options.augmentation, batch.seen_by_loss is batch.inputs
+        if not wanted.mixup and not wanted.cutmix:
+            return batch
+        mixing = draw_mixing(indices, wanted, epoch=epoch, seed=self.options.seed)
+        inputs = mixing.images(batch.inputs)
+        seen_by_loss = inputs if same else mixing.images(batch.seen_by_loss)
+        return Batch(inputs, seen_by_loss, mixing.labels(batch.labels, self.outputs))
 
     def _augmented(
         self, data: ImageSet, epoch: int, order: Tensor, size: Callable[[], Size | None]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs [n, channels, *size] on the device, with the labels [n] in the data."""
-        seed, wanted = self.options.seed, data.preprocessing
-        for pixels, labels, indices in data.train.batches(order, self.options.batch_size):
-            inputs = augment(pixels, indices, wanted, epoch=epoch, seed=seed, flip=data.flip, size=size())
-            yield inputs.to(self.options.device), labels
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs [n, channels, *size] on the device, with the labels [n] in the data, and the indices [n]."""
+        options, wanted = self.options, data.preprocessing
+        keys, how = {"epoch": epoch, "seed": options.seed}, options.augmentation
+        for pixels, labels, indices in data.train.batches(order, options.batch_size):
+            pixels = pixels.to(options.device)  # a quarter of what the inputs would be, and augmented faster there
+            yield (
+                augment(pixels, indices, wanted, **keys, flip=data.flip, size=size(), augmentation=how),
+                labels,
+                indices,
+            )
