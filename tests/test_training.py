@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from slimkit.core.architecture import Preprocessing
 from slimkit.core.errors import DataError, ModelError, UsageError
 from slimkit.core.folder import read_folder
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill, run_train
 from slimkit.core.training.average import Average
+from slimkit.core.training.identity import weights_digest
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.muon import Muon
 from slimkit.core.training.optimizer import make_optimizer
 from slimkit.core.training.precision import SMALLEST_SAFE, precision_of, prefers_bfloat16
+from slimkit.core.training.probe import takes_smaller_images
 from slimkit.core.training.schedule import learning_rate, training_size
 
 
@@ -176,6 +179,30 @@ def test_data_with_other_classes_are_refused_by_name(tmp_path: Path, image_folde
         (image_folder / split / "cat").rename(image_folder / split / "dog")
     with pytest.raises(DataError, match="dog"):
         run_distill(DistillOptions(model=str(folder), teacher=str(folder), output=tmp_path / "distill"))
+
+
+def test_a_network_that_insists_on_its_size_is_trained_at_full_size(
+    tmp_path: Path, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fixed.py").write_text(
+        "from torch import nn\n"
+        "def fixed(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Flatten(), nn.Linear(4 * 3 * 3, num_classes))\n"
+    )
+    caplog.set_level("INFO", "slimkit")
+    how = {"model": f"{tmp_path / 'fixed.py'}:fixed", "width": None, "image_size": 48, "epochs": 2}
+    detail = read_folder(_train(tmp_path, image_folder, **how)).architecture.training_details[0]
+    assert len(detail["loss"]) == 2
+    assert "all images are seen at full size, as the network takes none of 32 pixels" in caplog.text
+
+
+def test_looking_for_smaller_sizes_changes_nothing() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before, state = weights_digest(module), torch.random.get_rng_state()
+    assert takes_smaller_images(module, Preprocessing(resize=64, crop=64))
+    assert weights_digest(module) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

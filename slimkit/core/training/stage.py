@@ -20,6 +20,7 @@ from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import FitOptions, Trained, fit
 from slimkit.core.training.optimizer import USUAL_RATES
+from slimkit.core.training.probe import takes_smaller_images
 
 log = logging.getLogger("slimkit")
 
@@ -36,13 +37,14 @@ def train(
 ) -> Classifier:
     """Train `classifier` (in place) on the labels of `data`; gives it with the training recorded, and kept in `files`.
 
-    A network with random weights sees small images first. No epochs at all leave the weights as they are.
+    A network with random weights sees small images first, if it can. No epochs at all leave the weights as they are.
     Raises UsageError for impossible options, ModelError where training diverges.
     """
     has_weights = classifier.folder is not None or options.weights is not None or options.pretrained
+    progressive = not has_weights and takes_smaller_images(classifier.module, data.preprocessing)
     epochs = _USUAL_EPOCHS.get(data.name, _EPOCHS) if options.epochs is None else options.epochs
     lr = USUAL_RATES[options.optimizer] if options.lr is None else options.lr
-    fit_options = fit_options_of(options, epochs, lr, progressive=not has_weights)
+    fit_options = fit_options_of(options, epochs, lr, progressive=progressive)
     length = how_long(fit_options)
     log.info("training %s on %d images of %s for %s", options.model, len(data.train), data.name, length)
     files = files and files.of_run(describe_run(options, data, classifier.module))
