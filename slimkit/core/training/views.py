@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from slimkit.core.data import ImageSet, augment, draw_mixing
@@ -56,6 +57,8 @@ class Views:
         options, wanted = self.options, data.preprocessing
         keys, how = {"epoch": epoch, "seed": options.seed}, options.augmentation
         for pixels, labels, indices in data.train.batches(order, options.batch_size):
+            if len(indices) == 1:  # the others of its batch can't be read, and BatchNorm wants two
+                pixels, labels, indices = (torch.cat([each, each]) for each in (pixels, labels, indices))
             pixels = pixels.to(options.device)  # a quarter of what the inputs would be, and augmented faster there
             yield (
                 augment(pixels, indices, wanted, **keys, flip=data.flip, size=size(), augmentation=how),
