@@ -1,5 +1,6 @@
 """Batches, their order and their augmentation: functions of seed, epoch and index, in memory and streamed."""
 
+import threading
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import Images, augment, epoch_order, evaluation_input, open_dataset
 from slimkit.core.data.class_folders import read_tree
-from slimkit.core.data.images import MemoryStore, StreamStore
+from slimkit.core.data.stores import AHEAD, MemoryStore, StreamStore
 from slimkit.core.data.trees import FolderTree, ZipTree
 from slimkit.core.errors import DataError
 from slimkit.standalone import model_loader
@@ -72,7 +73,7 @@ def test_a_zip_is_streamed_by_every_worker(folder: Path, tmp_path: Path) -> None
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder))
     source = read_tree(ZipTree(tmp_path / "noise.zip")).sources["all"]
-    streamed = torch.cat(list(StreamStore(source, PREPROCESSING).read(torch.arange(14), 3)))
+    streamed = torch.cat([pixels for pixels, _ in StreamStore(source, PREPROCESSING).read(torch.arange(14), 3)])
     assert torch.equal(streamed, _read(_images(folder, MemoryStore), torch.arange(14), 14)[0])
 
 
@@ -90,18 +91,77 @@ def test_no_images_give_no_batches(folder: Path) -> None:
     assert list(_images(folder, MemoryStore).batches(torch.arange(0), 4)) == []
 
 
-def test_an_unreadable_image_is_named_by_the_stream(folder: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (9, 9)).save(tmp_path / name / "good.png")
-    (tmp_path / "b" / "bad.png").write_bytes(b"no image")
-    source = read_tree(FolderTree(tmp_path)).sources["all"]
-    with pytest.raises(DataError, match=r"bad\.png"):
-        list(StreamStore(source, PREPROCESSING).read(torch.arange(3), 2))
+class Flat:
+    """A source of gray images, each of which tells its place; those at `broken` can't be read."""
+
+    pixel_type = torch.uint8
+
+    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+        self.labels = torch.arange(count)
+        self.broken = broken
+        self.decoded = 0
+        self._lock = threading.Lock()
+
+    def name(self, index: int) -> str:
+        return f"{index}.png"
+
+    def image(self, index: int, channels: int = 3) -> Image.Image:
+        with self._lock:
+            self.decoded += 1
+        if index in self.broken:
+            raise DataError(f"{index}.png is not a readable image.", "Repair or remove the file.")
+        return Image.new("RGB", (20, 20), (index, index, index))
+
+
+def _streamed(source: Flat) -> Images:
+    return Images(StreamStore(source, PREPROCESSING), torch.arange(len(source.labels)))
+
+
+def test_an_unreadable_image_is_named_by_the_stream() -> None:
+    with pytest.raises(DataError, match=r"3\.png is not"):
+        list(_streamed(Flat(5, broken=(3,))).batches(torch.arange(5), 2))
+
+
+def test_the_stream_leaves_out_what_it_is_told_to_and_names_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    images = _streamed(Flat(7, broken=(1, 6))).leaving_out()
+    for _ in range(2):
+        batches = list(images.batches(torch.tensor([6, 5, 4, 3, 2, 1, 0]), 3))
+        assert [labels.tolist() for _, labels, _ in batches] == [[5, 4], [3, 2], [0]]
+        assert [indices.tolist() for _, _, indices in batches] == [[5, 4], [3, 2], [0]]
+        assert [pixels[:, 0, 0, 0].tolist() for pixels, _, _ in batches] == [[5, 4], [3, 2], [0]]
+    assert sorted(record.message.split()[2] for record in caplog.records) == ["1.png", "6.png"]
+
+
+def test_a_batch_of_unreadable_images_ends_the_stream() -> None:
+    images = _streamed(Flat(6, broken=(2, 3))).leaving_out()
+    with pytest.raises(DataError, match=r"None of 2 images .* 2\.png"):
+        list(images.batches(torch.arange(6), 2))
+
+
+def test_the_stream_stays_a_few_batches_ahead() -> None:
+    source, before = Flat(200), threading.active_count()
+    batches = _streamed(source).batches(torch.arange(200), 10)
+    for number in range(1, 6):
+        next(batches)
+        assert source.decoded <= 10 * (number + AHEAD)
+    del batches
+    assert threading.active_count() == before
+    assert source.decoded <= 10 * (5 + AHEAD)
+
+
+def test_what_goes_wrong_in_a_worker_is_not_lost() -> None:
+    class Full(Flat):
+        def image(self, index: int, channels: int = 3) -> Image.Image:
+            raise MemoryError
+
+    before = threading.active_count()
+    with pytest.raises(MemoryError):
+        list(_streamed(Full(9)).batches(torch.arange(9), 2))
+    assert threading.active_count() == before
 
 
 def test_sets_that_do_not_fit_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimkit.core.data.images.MEMORY_LIMIT", 1000)
+    monkeypatch.setattr("slimkit.core.data.stores.MEMORY_LIMIT", 1000)
     data = open_dataset(str(folder), image_size=16, resize=20)
     assert isinstance(data.train.store, StreamStore)
     assert len(_read(data.test, torch.arange(len(data.test)), 2)[0]) == len(data.test)

@@ -279,6 +279,7 @@ class TestResolvedConfiguration:
         (PruneOptions(steps=2, max_drop=1.0), "--steps"),
         (PruneOptions(use_sensitivity=Path("x"), rate=0.3), "--use-sensitivity"),
         (DistillOptions(teacher_weights=Path("x")), "--teacher"),
+        (DistillOptions(method="dkd", mixup=0.2), "dkd"),
         (QuantizeOptions(weight_bits=7), "--weight-bits"),
         (QuantizeOptions(qat_epochs=1, scheme="dynamic"), "--qat-epochs"),
     ],

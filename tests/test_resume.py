@@ -163,6 +163,34 @@ def test_a_signal_saves_what_was_done(here: Path, number: signal.Signals, code: 
     assert same(weights(Path("distilled")), weights(Path("at once")))
 
 
+def test_every_option_of_training_survives_an_interruption(here: Path) -> None:
+    how: dict[str, Any] = {"ema": 0.9, "flip": "alternate", "min_crop": 0.3, "cutout": 0.2, "mixup": 0.4, "cutmix": 1.0}
+    options = options_of(Path("images"), Path("at once"), optimizer="muon", **how)
+    at_once = weights(run_train(options).folder)
+    parted = TrainOptions(**vars(options) | {"output": Path("parted")})
+    for seen in (34 + 5, 2 * 34 + 11):
+        with pytest.raises(Stopped):
+            run_train(TrainOptions(**vars(parted) | {"resume": True}), stop_after(seen))
+    assert same(weights(resume(parted)), at_once)
+
+
+def test_a_streamed_training_is_gone_on_with(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With images that can't be read, of training and held out."""
+    monkeypatch.setattr("slimkit.core.data.stores.MEMORY_LIMIT", 1000)
+    broken = [Path("images/train/ant/3.png"), *sorted(Path("images/train/bee").iterdir())[5:6]]
+    for file in broken:
+        file.write_bytes(b"no image")
+    run_train(options_of(Path("images"), Path("at once"), epochs=2))
+    for file in broken:
+        assert caplog.text.count(f"{file} is not a readable image") == 1
+    options = options_of(Path("images"), Path("parted"), epochs=2)
+    with pytest.raises(Stopped):
+        run_train(options, stop_after(34 + 9))
+    assert same(weights(resume(options)), weights(Path("at once")))
+
+
 def test_an_interrupted_epoch_is_gone_on_with(whole: dict[str, Tensor], interrupted: TrainOptions) -> None:
     assert same(weights(resume(interrupted)), whole)
 

@@ -62,6 +62,26 @@ def test_both_see_the_same_image_each_in_its_own_preprocessing(shades: Path) -> 
         torch.testing.assert_close(inputs, ((shade - mean) / std).expand_as(inputs), atol=1e-4, rtol=0)
 
 
+def test_both_see_the_same_mixed_image(shades: Path) -> None:
+    """Of images of one shade each, blended: the teacher's pixels say the same as the labels."""
+    student = small_classifier()
+    data = open_dataset(str(shades), wanted=student.architecture.preprocessing)
+    seen = []
+
+    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        seen.append((inputs, labels))
+        return logits.square().mean()
+
+    options = fit_options_of(TrainOptions(device="cpu", batch_size=3, mixup=1.0), 1, 0.001, progressive=False)
+    view = data.prepared(WANTED)
+    fit(student.module, student.architecture.class_names, data, options, loss, loss_data=view)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (WANTED.mean, WANTED.std))
+    for inputs, labels in seen:
+        shade = labels @ torch.tensor(list(SHADES.values())).float() / 255
+        torch.testing.assert_close(inputs * std + mean, shade.view(-1, 1, 1, 1).expand_as(inputs), atol=1e-4, rtol=0)
+    assert not all(torch.equal(labels, labels.round()) for _, labels in seen)
+
+
 def test_a_teacher_with_the_students_preprocessing_needs_none_of_its_own(shades: Path) -> None:
     student = small_classifier()
     data = open_dataset(str(shades), wanted=student.architecture.preprocessing)

@@ -5,13 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from slimkit.core.architecture import Preprocessing
 from slimkit.core.errors import DataError, ModelError, UsageError
 from slimkit.core.folder import read_folder
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill, run_train
+from slimkit.core.training.average import Average
+from slimkit.core.training.identity import weights_digest
 from slimkit.core.training.layout import memory_format
+from slimkit.core.training.muon import Muon
+from slimkit.core.training.optimizer import make_optimizer
 from slimkit.core.training.precision import SMALLEST_SAFE, precision_of, prefers_bfloat16
+from slimkit.core.training.probe import takes_smaller_images
 from slimkit.core.training.schedule import learning_rate, training_size
 
 
@@ -93,6 +100,72 @@ def test_distillation_finds_its_teacher_and_records_it(tmp_path: Path, image_fol
     assert read_folder(teacher).module(torch.zeros(1, 3, 32, 32)).isfinite().all()
 
 
+def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path, image_folder: Path) -> None:
+    """With a decay of nearly 1 the average of two steps is by hand: 1/10 of the start, then 2/11 of what was there."""
+    states = []
+    for name, ema, steps in (("start", None, 0), ("plain", None, 1), ("averaged", 0.9999, 1)):
+        how = {"output": tmp_path / name, "ema": ema, "epochs": steps, "batch_size": 64, "threads": 1, "flip": "none"}
+        states.append(read_folder(_train(tmp_path, image_folder, **how)).module.state_dict())
+    start, plain, averaged = states
+    for name in ("conv1.weight", "bn1.running_mean", "layer1.0.bn1.weight", "fc.bias"):
+        torch.testing.assert_close(averaged[name], start[name] / 10 + plain[name] * 9 / 10)
+    assert averaged["bn1.num_batches_tracked"] == plain["bn1.num_batches_tracked"] == 1
+
+
+def test_the_average_forgets_at_its_decay() -> None:
+    module = torch.nn.BatchNorm1d(1)
+    average = Average(module, 0.5)
+    for steps, value in enumerate((2.0, 4.0), start=100):
+        torch.nn.init.constant_(module.weight, value)
+        module.running_mean.fill_(10 * value)
+        average.update(module, steps)
+    assert average.module.weight.tolist() == [0.25 * 1 + 0.25 * 2 + 0.5 * 4]
+    assert average.module.running_mean.tolist() == [0.25 * 0 + 0.25 * 20 + 0.5 * 40]
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (12, 5), (8, 3, 3, 3)])
+def test_muon_is_that_of_torch(shape: tuple[int, ...]) -> None:
+    """Which computes in bfloat16, of 8 bits, and takes matrices alone."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.flatten(1).clone())
+    steps = [
+        Muon([{"params": [ours], "is_muon": True}], lr=0.1, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.flatten(1).clone()
+        for optimizer in steps:
+            optimizer.step()
+    torch.testing.assert_close((ours - start).flatten(1), theirs - start.flatten(1), atol=0.01, rtol=0.05)
+
+
+def test_muon_leaves_the_first_and_the_last_matrix_and_depthwise_kernels_to_adamw() -> None:
+    first, depthwise, hidden, last = (
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 8, 1),
+        nn.Linear(8, 2),
+    )
+    module = nn.Sequential(first, depthwise, hidden, nn.Flatten(), last)
+    optimizer = make_optimizer(module, "muon", 0.002, 0.05)
+    muon, adamw, vectors = (group["params"] for group in optimizer.param_groups)
+    assert [id(p) for p in muon] == [id(hidden.weight)]
+    assert [id(p) for p in adamw] == [id(each.weight) for each in (first, depthwise, last)]
+    assert len(vectors) == 4
+
+
+def test_a_network_learns_with_everything_on(tmp_path: Path, image_folder: Path) -> None:
+    how = {"optimizer": "muon", "ema": 0.9, "min_crop": 0.3, "cutout": 0.2, "mixup": 0.2, "cutmix": 1.0, "epochs": 12}
+    detail = read_folder(_train(tmp_path, image_folder, **how)).architecture.training_details[0]
+    assert max(detail["held_out_accuracy"]) > 50  # of three classes
+    assert detail["ema"] == 0.9
+    assert detail["augmentation"] == {"flip": "random", "min_crop": 0.3, "cutout": 0.2, "mixup": 0.2, "cutmix": 1.0}
+
+
 def test_a_student_without_a_teacher_is_told_how_to_name_one(tmp_path: Path, image_folder: Path) -> None:
     student = _train(tmp_path, image_folder, epochs=0)
     with pytest.raises(UsageError, match="teacher") as caught:
@@ -106,6 +179,30 @@ def test_data_with_other_classes_are_refused_by_name(tmp_path: Path, image_folde
         (image_folder / split / "cat").rename(image_folder / split / "dog")
     with pytest.raises(DataError, match="dog"):
         run_distill(DistillOptions(model=str(folder), teacher=str(folder), output=tmp_path / "distill"))
+
+
+def test_a_network_that_insists_on_its_size_is_trained_at_full_size(
+    tmp_path: Path, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fixed.py").write_text(
+        "from torch import nn\n"
+        "def fixed(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Flatten(), nn.Linear(4 * 3 * 3, num_classes))\n"
+    )
+    caplog.set_level("INFO", "slimkit")
+    how = {"model": f"{tmp_path / 'fixed.py'}:fixed", "width": None, "image_size": 48, "epochs": 2}
+    detail = read_folder(_train(tmp_path, image_folder, **how)).architecture.training_details[0]
+    assert len(detail["loss"]) == 2
+    assert "all images are seen at full size, as the network takes none of 32 pixels" in caplog.text
+
+
+def test_looking_for_smaller_sizes_changes_nothing() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before, state = weights_digest(module), torch.random.get_rng_state()
+    assert takes_smaller_images(module, Preprocessing(resize=64, crop=64))
+    assert weights_digest(module) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

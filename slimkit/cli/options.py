@@ -68,8 +68,40 @@ FLAGS: dict[str, Any] = {
         "--checkpoint-minutes", help="Time between two checkpoints in OUTPUT.checkpoint/; there is one per epoch too."
     ),
     "resume": typer.Option("--resume", help="Go on from the last checkpoint of the same training, if there is one."),
+    "ema": typer.Option(
+        "--ema",
+        metavar="DECAY",
+        help="Evaluate and keep a moving average of the weights that forgets 1 - DECAY of itself in each step, such as "
+        "0.999. Without it: the weights themselves.",
+    ),
+    "flip": typer.Option(
+        "--flip",
+        help="Which training images are mirrored: half of them, drawn anew in each epoch (random), or in each epoch "
+        "those that were not in the one before (alternate). None where a mirror image is of another class.",
+    ),
+    "min_crop": typer.Option(
+        "--min-crop",
+        metavar="SHARE",
+        help="See a random part of each training image, of this share of its area at least, such as 0.25. Without it: "
+        "most of it, near its centre.",
+    ),
+    "cutout": typer.Option(
+        "--cutout", metavar="SHARE", help="Hide a square of each training image, with this share of its sides."
+    ),
+    "mixup": typer.Option(
+        "--mixup", metavar="ALPHA", help="Blend each training image with another, in shares from Beta(ALPHA, ALPHA)."
+    ),
+    "cutmix": typer.Option(
+        "--cutmix",
+        metavar="ALPHA",
+        help="Paste a part of another image into each training image, likewise; with --mixup, either half of the time.",
+    ),
     "batch_size": typer.Option("--batch-size", help="Images per step, of all processes together."),
-    "optimizer": typer.Option("--optimizer", help="How the weights are updated."),
+    "optimizer": typer.Option(
+        "--optimizer",
+        help="How the weights are updated. muon orthogonalizes the updates of all matrices but the first and the last; "
+        "AdamW does the rest.",
+    ),
     "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),
     "weight_decay": typer.Option("--weight-decay", help="Decay of the weights."),
     "runs": typer.Option("--runs", help="Timed runs for each latency."),

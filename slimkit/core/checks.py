@@ -66,6 +66,11 @@ RANGES = {
     "tune_minutes": Range(0, 10_000, "5"),
     "batch_size": BATCH,
     "channels": Range(1, 4096, "13"),
+    "ema": dataclasses.replace(SHARE, example="0.999"),
+    "min_crop": Range(0, 1, "0.25", above=True),
+    "cutout": Range(0, 1, "0.25", below=True),
+    "mixup": Range(0, 100, "0.2"),
+    "cutmix": Range(0, 100, "1"),
     "lr": dataclasses.replace(POSITIVE, example="0.001"),
     "weight_decay": Range(0, example="0.05"),
     "label_smoothing": Range(0, 1, "0.1", below=True),
@@ -201,6 +206,11 @@ def _is_round_to(text: str) -> bool:
 def _check_distill(options: DistillOptions) -> None:
     if options.teacher is None and options.teacher_weights is not None:
         raise UsageError("--teacher-weights are of no teacher.", "Name their network with --teacher, as resnet18.")
+    if options.method == "dkd" and (options.mixup or options.cutmix):
+        raise UsageError(
+            "--method dkd sets the right class apart, and mixed images have two.",
+            "Leave --mixup and --cutmix out, or give another --method.",
+        )
 
 
 def _check_quantize(options: QuantizeOptions) -> None:

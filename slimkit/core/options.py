@@ -10,7 +10,8 @@ from typing import Any, Literal
 from slimkit.core.sizes import Size
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Optimizer = Literal["sgd", "adam", "adamw"]
+Optimizer = Literal["sgd", "adam", "adamw", "muon"]
+Flip = Literal["none", "random", "alternate"]  # of training images
 Scheme = Literal["static", "dynamic"]
 Importance = Literal["error", "l1", "l2", "bn_scale", "taylor", "fpgm", "random"]
 Scope = Literal["local", "global", "isomorphic"]
@@ -89,6 +90,12 @@ class LongRunOptions:
     minutes: float | None = None  # in place of epochs
     checkpoint_minutes: float = 5.0  # between two checkpoints; 0: as often as can be
     resume: bool = False  # go on from the last checkpoint
+    ema: float | None = None  # decay of a moving average of the weights, which is what is evaluated and kept
+    flip: Flip = "random"  # where a mirror image is of the same class
+    min_crop: float | None = None  # share of an image's area that is seen at least; None: a part near its centre
+    cutout: float = 0.0  # side of a square that is hidden, as a share of the image's sides
+    mixup: float = 0.0  # alpha of the Beta distribution that shares are drawn from; 0: without
+    cutmix: float = 0.0  # likewise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,17 @@
 """Data sets: opened by name, decoded once, in batches and augmented."""
 
-from slimkit.core.data.augment import augment, evaluation_input
+from slimkit.core.data.augment import USUAL_AUGMENTATION, Augmentation, augment, evaluation_input
 from slimkit.core.data.calibration import Batches, CalibrationBatches, random_images
 from slimkit.core.data.check import DatasetCheck, check_dataset
 from slimkit.core.data.dataset import ImageSet, label_map, open_dataset
 from slimkit.core.data.image_folder import write_image_folder
 from slimkit.core.data.images import Images
+from slimkit.core.data.mixing import draw_mixing
 from slimkit.core.data.randomness import epoch_order
 
 __all__ = [
+    "USUAL_AUGMENTATION",
+    "Augmentation",
     "Batches",
     "CalibrationBatches",
     "DatasetCheck",
@@ -16,6 +19,7 @@ __all__ = [
     "Images",
     "augment",
     "check_dataset",
+    "draw_mixing",
     "epoch_order",
     "evaluation_input",
     "label_map",

@@ -17,9 +17,10 @@ from torch import Tensor
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import digits, torchvision_sets
 from slimkit.core.data.class_folders import FileImages, read_tree
-from slimkit.core.data.images import Images, MemoryStore, StreamStore, fits_in_memory
+from slimkit.core.data.images import Images
 from slimkit.core.data.randomness import permutation
 from slimkit.core.data.sources import Collection
+from slimkit.core.data.stores import MemoryStore, StreamStore, fits_in_memory
 from slimkit.core.data.trees import FolderTree, ZipTree
 from slimkit.core.errors import DataError, UsageError
 from slimkit.core.progress import Progress, silent
@@ -54,20 +55,20 @@ class ImageSet:
         if preprocessing == self.preprocessing:
             return self
         other = _prepared(self.collection, self.source, preprocessing)
-        same = {name: Images(other.splits[name].store, images.positions) for name, images in self.splits.items()}
+        same = {
+            name: dataclasses.replace(images, store=other.splits[name].store) for name, images in self.splits.items()
+        }
         return dataclasses.replace(other, splits=same)
 
     def without_unreadable(self, progress: Progress = silent) -> ImageSet:
         """The same without the training and the held-out images that can't be read: each of them is named in the log.
 
-        Images that are streamed are not looked at.
+        Training images that are streamed are named when their turn comes.
         """
         splits = dict(self.splits)
-        for name in ("train", "holdout"):
-            if name in splits:
-                splits[name], wrong = splits[name].readable(progress)
-                for sentence in wrong:
-                    log.warning("Left out: %s", sentence)
+        for name in [name for name in ("train", "holdout") if name in splits]:
+            images, is_later = splits[name], name == "train" and not splits[name].store.is_held
+            splits[name] = images.leaving_out() if is_later else images.readable(progress)
         return dataclasses.replace(self, splits=splits)
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Words = npt.NDArray[np.uint64]
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+FLIP, CUTOUT, MIXING = range(3)  # a key behind seed and epoch, for draws of their own
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

@@ -16,6 +16,7 @@ from slimkit.core.device import computing
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.progress import Advance, Progress, silent
 from slimkit.core.sizes import Size
+from slimkit.core.training.average import Average
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.interrupts import interrupted_together, uninterrupted
 from slimkit.core.training.keeper import Keeper
@@ -63,6 +64,8 @@ def fit(
 ) -> Trained:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch on the held-out images.
 
+    With `options.ema` these are the averaged ones.
+
     `class_names` are those of the module's outputs; the data's classes are found among them by name. `loss_data` are
     the same images in the preprocessing of the loss's own network, where that is another than the module's. With
     `files` the training is kept there, and goes on from there if they say so.
@@ -72,10 +75,13 @@ def fit(
     ranks.level(module)
     module.to(options.device, memory_format=memory_format(module))  # type: ignore[call-overload]  # missing in the stub
     plan = Plan(len(data.train), data.preprocessing.crop, options)
-    state = State(module, make_optimizer(module, options.optimizer, options.lr, options.weight_decay), plan.steps)
+    optimizer = make_optimizer(module, options.optimizer, options.lr, options.weight_decay)
+    state = State(module, optimizer, plan.steps, Average(module, options.ema) if options.ema else None)
     keeper = Keeper(files, ranks)
     keeper.start(state, options.device)
-    training = _Training(state, plan, Views(data, loss_data, classes, options), loss, keeper, files, progress)
+    training = _Training(
+        state, plan, Views(data, loss_data, classes, len(class_names), options), loss, keeper, files, progress
+    )
     module.train()
     with computing(keeper.choices.threads), keeper.saving(state):
         training.run()
@@ -224,7 +230,7 @@ class _Training:
         own = data.holdout.subset(self._ranks.share(torch.arange(images)))
         classes = self._views.classes
         correct = (
-            evaluate(self._state.module, own, data.preprocessing, device=device, label_map=classes).correct
+            evaluate(self._state.evaluated, own, data.preprocessing, device=device, label_map=classes).correct
             if len(own)
             else 0
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimkit.core.data import epoch_order
+from slimkit.core.data import USUAL_AUGMENTATION, Augmentation, epoch_order
 from slimkit.core.options import Optimizer
 from slimkit.core.sizes import Size
 from slimkit.core.training.ranks import ALONE, Ranks
@@ -28,6 +28,8 @@ class FitOptions:
     seed: int
     device: torch.device
     progressive: bool  # small images first
+    augmentation: Augmentation = USUAL_AUGMENTATION
+    ema: float | None = None  # decay of the average that is evaluated and kept; None: the weights themselves are
     ranks: Ranks = ALONE  # that share it
 
 

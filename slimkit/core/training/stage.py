@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.checks import check_options
-from slimkit.core.data import ImageSet
+from slimkit.core.data import Augmentation, ImageSet
 from slimkit.core.device import resolve_device
 from slimkit.core.folder import Classifier
 from slimkit.core.options import DistillOptions, TrainOptions
@@ -20,6 +20,7 @@ from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import FitOptions, Trained, fit
 from slimkit.core.training.optimizer import USUAL_RATES
+from slimkit.core.training.probe import takes_smaller_images
 from slimkit.core.training.ranks import ALONE, Ranks
 
 log = logging.getLogger("slimkit")
@@ -38,14 +39,15 @@ def train(
 ) -> Classifier:
     """Train `classifier` (in place) on the labels of `data`; gives it with the training recorded, and kept in `files`.
 
-    A network with random weights sees small images first. No epochs at all leave the weights as they are. All of
-    `ranks` give the same.
+    A network with random weights sees small images first, if it can. No epochs at all leave the weights as they are.
+    All of `ranks` give the same.
     Raises UsageError for impossible options, ModelError where training diverges.
     """
     has_weights = classifier.folder is not None or options.weights is not None or options.pretrained
+    progressive = not has_weights and takes_smaller_images(classifier.module, data.preprocessing)
     epochs = _USUAL_EPOCHS.get(data.name, _EPOCHS) if options.epochs is None else options.epochs
     lr = USUAL_RATES[options.optimizer] if options.lr is None else options.lr
-    fit_options = fit_options_of(options, epochs, lr, progressive=not has_weights, ranks=ranks)
+    fit_options = fit_options_of(options, epochs, lr, progressive=progressive, ranks=ranks)
     length = how_long(fit_options)
     log.info("training %s on %d images of %s for %s", options.model, len(data.train), data.name, length)
     files = files and files.of_run(describe_run(options, data, classifier.module, ranks=ranks))
@@ -75,7 +77,14 @@ def fit_options_of(
         device=resolve_device(options.device),
         progressive=progressive,
         ranks=ranks,
+        augmentation=augmentation_of(options),
+        ema=options.ema,
     )
+
+
+def augmentation_of(options: TrainOptions | DistillOptions) -> Augmentation:
+    """How the options say that training images are changed."""
+    return Augmentation(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Augmentation)})
 
 
 def how_long(options: FitOptions) -> str:
@@ -96,6 +105,8 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Tr
         "optimizer": options.optimizer,
         "learning_rate": options.lr,
         "weight_decay": options.weight_decay,
+        "augmentation": dataclasses.asdict(options.augmentation),
+        "ema": options.ema,
         "seed": options.seed,
         "teacher": None,
         "processes": options.ranks.count,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimkit.core.training.average import Average
+
 Snapshot = dict[str, Any]  # numbers, texts and tensors: what `torch.load(weights_only=True)` reads
 
 
@@ -38,6 +40,7 @@ class State:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     steps: int  # of the whole training; one that has minutes in place of epochs fits it to them
+    average: Average | None = None  # of the weights
     step: int = 0  # that are done
     loss_sum: float = 0.0  # over the images that this epoch has seen
     images: int = 0  # that this epoch has seen
@@ -46,11 +49,17 @@ class State:
     rollbacks: tuple[Rollback, ...] = ()
     best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch; never changed in place
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose weights are evaluated and kept."""
+        return self.average.module if self.average else self.module
+
     def snapshot(self) -> Snapshot:
         """A copy that later steps don't change."""
         return {
             "weights": copy.deepcopy(self.module.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "average": copy.deepcopy(self.average.module.state_dict()) if self.average else None,
             "best": self.best,
             "epochs": [dataclasses.asdict(epoch) for epoch in self.epochs],
             "rollbacks": [dataclasses.asdict(rollback) for rollback in self.rollbacks],
@@ -60,6 +69,8 @@ class State:
         """Go back to what `snapshot` copied; it can be gone back to again."""
         self.module.load_state_dict(snapshot["weights"])
         self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))  # which would be taken as it is
+        if self.average:
+            self.average.module.load_state_dict(snapshot["average"])
         self.best = snapshot["best"]
         self.epochs = tuple(Epoch(**epoch) for epoch in snapshot["epochs"])
         self.rollbacks = tuple(Rollback(**rollback) for rollback in snapshot["rollbacks"])
@@ -68,6 +79,8 @@ class State:
 
     def count(self, loss: float, images: int) -> None:
         """One more step is done, on so many images."""
+        if self.average:
+            self.average.update(self.module, self.step)
         self.step += 1
         self.loss_sum += loss * images
         self.images += images
@@ -77,7 +90,7 @@ class State:
         self.epochs = (*self.epochs, Epoch(self.loss_sum / self.images, accuracy, precision))
         self.loss_sum, self.images = 0.0, 0
         if accuracy >= max(epoch.accuracy for epoch in self.epochs):
-            self.best = copy.deepcopy(self.module.state_dict())
+            self.best = copy.deepcopy(self.evaluated.state_dict())
 
 
 NUMBERS = ("step", "steps", "loss_sum", "images", "seconds")

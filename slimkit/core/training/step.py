@@ -12,7 +12,7 @@ from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.views import Batch
 from slimkit.core.training.whole_batch import whole_batch_statistics
 
-# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels [n] -> scalar
+# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels as `Batch` has them -> scalar
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

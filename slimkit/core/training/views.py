@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from slimkit.core.data import ImageSet, augment
+from slimkit.core.data import ImageSet, augment, draw_mixing
 from slimkit.core.sizes import Size
 from slimkit.core.training.plan import FitOptions
 
@@ -19,7 +20,7 @@ class Batch:
 
     inputs: Tensor  # [n, channels, h, w]
     seen_by_loss: Tensor  # the same images as the loss's own network sees them
-    labels: Tensor  # int64 [n]: the module's index of each image's class
+    labels: Tensor  # int64 [n]: the module's index of each image's class; of mixed images the shares [n, outputs]
     others: int = 0  # images of the same batch that other ranks have
     counts: bool = True  # whether these are of the batch; False for what a rank has that gets none of a small one
 
@@ -41,6 +42,7 @@ class Views:
     data: ImageSet
     loss_data: ImageSet | None  # in the preprocessing of the loss's own network, where that is another
     classes: Tensor  # int64 [classes of the data]: the module's index of each
+    outputs: int  # of the module
     options: FitOptions
 
     def batches(self, epoch: int, order: Tensor, size: Callable[[], Size]) -> Iterator[Batch]:
@@ -49,11 +51,12 @@ class Views:
         own = self._own(order)
         others = self._augmented(self.loss_data, epoch, own, lambda: None) if self.loss_data else None
         parts = self._augmented(self.data, epoch, own, size)
-        for whole, (inputs, labels) in zip(torch.split(order, batch_size), parts, strict=True):
+        for whole, (inputs, labels, indices) in zip(torch.split(order, batch_size), parts, strict=True):
             seen_by_loss = next(others)[0] if others else inputs
             mine = len(ranks.share(whole))
             known = self.classes[labels].to(self.options.device)
-            yield Batch(inputs, seen_by_loss, known, len(whole) - mine, counts=mine > 0)
+            batch = Batch(inputs, seen_by_loss, known, len(whole) - mine, counts=mine > 0)
+            yield self._mixed(batch, indices, epoch)
 
     def _own(self, order: Tensor) -> Tensor:
         """This rank's part of each batch of `order`; where a last small one has none for it, an image all the same."""
@@ -61,12 +64,30 @@ class Views:
         has_none = 0 < len(order) % self.options.batch_size <= self.options.ranks.rank
         return torch.cat([own, order[-1:]]) if has_none else own
 
+    def _mixed(self, batch: Batch, indices: Tensor, epoch: int) -> Batch:
+        """The batch with its images and labels mixed, where that is asked for: the same for both networks."""
+        wanted, same = self.options.augmentation, batch.seen_by_loss is batch.inputs
+        if not wanted.mixup and not wanted.cutmix:
+            return batch
+        mixing = draw_mixing(indices, wanted, epoch=epoch, seed=self.options.seed)
+        inputs = mixing.images(batch.inputs)
+        seen_by_loss = inputs if same else mixing.images(batch.seen_by_loss)
+        labels = mixing.labels(batch.labels, self.outputs)
+        return dataclasses.replace(batch, inputs=inputs, seen_by_loss=seen_by_loss, labels=labels)
+
     def _augmented(
         self, data: ImageSet, epoch: int, order: Tensor, size: Callable[[], Size | None]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs [n, channels, *size] on the device, with the labels [n] in the data."""
-        seed, wanted = self.options.seed, data.preprocessing
-        own_size = self.options.batch_size // self.options.ranks.count
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs [n, channels, *size] on the device, with the labels [n] in the data, and the indices [n]."""
+        options, wanted = self.options, data.preprocessing
+        own_size = options.batch_size // options.ranks.count
+        keys, how = {"epoch": epoch, "seed": options.seed}, options.augmentation
         for pixels, labels, indices in data.train.batches(order, own_size):
-            inputs = augment(pixels, indices, wanted, epoch=epoch, seed=seed, flip=data.flip, size=size())
-            yield inputs.to(self.options.device), labels
+            if len(indices) == 1:  # the others of its batch can't be read, and BatchNorm wants two
+                pixels, labels, indices = (torch.cat([each, each]) for each in (pixels, labels, indices))
+            pixels = pixels.to(options.device)  # a quarter of what the inputs would be, and augmented faster there
+            yield (
+                augment(pixels, indices, wanted, **keys, flip=data.flip, size=size(), augmentation=how),
+                labels,
+                indices,
+            )
