@@ -8,14 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimkit.core.benchmark.candidates import Candidate, Model
+from slimkit.core.benchmark.candidates import Candidate
+from slimkit.core.benchmark.models import Foreign, Model
 
 BATCH = 50  # images at once
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a candidate's logits are from those of its model, as slimkit's own process computes them in torch."""
+    """How far a candidate's logits are from those of its model.
+
+    That is as slimkit's own process computes it in torch, or a stranger's process while no clock runs.
+    """
 
     inputs: str  # what they were compared on
     count: int
@@ -26,8 +30,10 @@ class Agreement:
 
 def own_logits(model: Model) -> Tensor:
     """The model's answers to its images: [n, classes]."""
+    if isinstance(model.source, Foreign):
+        return model.source.logits
     with torch.inference_mode():
-        return torch.cat([model.classifier.module(part) for part in torch.split(model.images[: model.distinct], BATCH)])
+        return torch.cat([model.source.module(part) for part in torch.split(model.images[: model.distinct], BATCH)])
 
 
 def compare_logits(candidate: Candidate, ours: Tensor) -> Agreement:
