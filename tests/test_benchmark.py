@@ -163,7 +163,7 @@ def test_answers_of_another_network_are_noticed(classifier: Classifier, model_fo
 def test_a_network_is_shown_whole_batches_that_differ(model_folder: Path, batch_size: int) -> None:
     options = BenchmarkOptions(model=str(model_folder), backend=("torch",), batch_size=batch_size)
     with open_candidates(options, silent) as (candidate,):
-        images = np.load(candidate.images)
+        images = candidate.model.images.numpy()
     assert len(images) >= 64
     first, second, *_ = np.split(images, len(images) // batch_size)
     assert len(first) == batch_size

@@ -511,7 +511,7 @@ def test_it_does_not_outlive_whoever_scores_it(tmp_path: Path) -> None:
         from test_hostile_strangers import *
         bubblewrap.why_absent = lambda: "it is left out"
         with start(read_submission(Path({str(folder)!r})), threads=1) as stranger:
-            print(stranger._process.pid, flush=True)
+            print(stranger.process.pid, flush=True)
             stranger.ask(torch.ones(2, 3, 32, 32))
     """
     environment = os.environ | {"TMPDIR": str(tmp_path)}

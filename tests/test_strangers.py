@@ -16,11 +16,11 @@ from slimkit.core.errors import MissedError, ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.options import ScoreOptions
 from slimkit.core.scoring.board import WRITERS, run_board
-from slimkit.core.scoring.foreign import stated_size
 from slimkit.core.scoring.run import run_score
 from slimkit.core.strangers import bubblewrap
-from slimkit.core.strangers.convention import is_foreign, read_submission
+from slimkit.core.strangers.convention import Submission, is_foreign, read_submission
 from slimkit.core.strangers.host import start
+from slimkit.core.strangers.stated import stated_size
 from slimkit.core.strangers.walls import WALLS
 
 needs_walls = pytest.mark.skipif(sys.platform != "linux", reason="the walls are Linux's")
@@ -121,7 +121,8 @@ def test_a_folder_of_slimkit_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_the_size_that_metadata_say_is_taken_where_it_can_be(said: dict[str, object], size: object) -> None:
-    assert stated_size(said) == size
+    folder = Path("theirs")
+    assert stated_size(Submission(folder, folder / "model.pth", "state dict", said)) == size
 
 
 # ---- what is run, and behind what ----

@@ -6,7 +6,7 @@ import typer
 
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
-from slimkit.cli.output import Output, foreign_code, table
+from slimkit.cli.output import Output, foreign_code, table, walls_around
 from slimkit.cli.values import backends
 from slimkit.core.options import BenchmarkOptions
 
@@ -64,6 +64,7 @@ def benchmark(options: BenchmarkOptions, output: Output) -> None:
         *_answers(report),
         *(f"Beware: {warning}" for warning in report.warnings),
         *foreign_code(report.changed_code),
+        *_outside(report),
         f"Every run is in {samples}" + (f", a picture of them in {picture}." if options.plot else "."),
         f"The figures are in {options.output}.",
     ]
@@ -117,4 +118,16 @@ def _answers(report: "BenchmarkReport") -> list[str]:
     return [
         f"Answers: compared with each model's own on {first.count} {first.images}; logits differ by up to "
         f"{worst.max_difference:.2g}, where they reach {worst.max_logit:.2g}."
+    ]
+
+
+def _outside(report: "BenchmarkReport") -> list[str]:
+    """What is to be said where strangers' models are among them."""
+    if not report.from_outside:
+        return []
+    names = " and ".join(report.walls)
+    return [
+        f"{names}: not written by slimkit. So all are timed from outside their processes, the way of the images there "
+        "and the logits back included, and loading includes the runtime.",
+        *(walls_around(walls) for walls in report.walls.values()),
     ]

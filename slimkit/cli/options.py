@@ -105,6 +105,17 @@ FLAGS: dict[str, Any] = {
     "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),
     "weight_decay": typer.Option("--weight-decay", help="Decay of the weights."),
     "runs": typer.Option("--runs", help="Timed runs for each latency."),
+    "run_code": typer.Option(
+        "--run-code", help="Run the code of a folder that slimkit did not write, in a sandbox without labels and files."
+    ),
+    "allow_weaker_sandbox": typer.Option(
+        "--allow-weaker-sandbox", help="Run such code though a wall of the sandbox can't be put up here."
+    ),
+    "install_requirements": typer.Option(
+        "--install-requirements",
+        help="Install the wheels that such a folder's requirements.txt names into a throwaway environment.",
+    ),
+    "max_memory": typer.Option("--max-memory", metavar="SIZE", help="Memory that such code may use."),
     "data": _shared(
         "--data",
         help="Folder with a folder per class (in train/ and val/ or test/, or to be split), the same as a .zip, or the "

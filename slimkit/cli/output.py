@@ -187,6 +187,18 @@ def foreign_code(names: Sequence[str]) -> list[str]:
     return [f"{name} in the folder is not this slimkit's: it was not run, slimkit's own was." for name in names]
 
 
+def walls_around(walls: dict[str, str]) -> str:
+    """What is to be said of the sandbox of a stranger's code: for each wall, "" where it holds, or why not."""
+    from slimkit.core.strangers.walls import BUBBLEWRAP
+
+    held = ", ".join(name for name, why in walls.items() if not why)
+    missing = [f"{name} ({why})" for name, why in walls.items() if why and name != BUBBLEWRAP]
+    absent = f" {BUBBLEWRAP}, which is not required, is absent ({why})." if (why := walls.get(BUBBLEWRAP)) else ""
+    return (
+        f"Walls around its code: {held}; {'missing: ' + ', '.join(missing) if missing else 'none is missing'}.{absent}"
+    )
+
+
 def threads(count: int) -> str:
     """The number of threads in words."""
     return "1 thread" if count == 1 else f"{count} threads"

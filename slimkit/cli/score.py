@@ -7,7 +7,7 @@ import typer
 from slimkit.cli.command import command
 from slimkit.cli.config import save_resolved
 from slimkit.cli.options import device_flag
-from slimkit.cli.output import Output, foreign_code, table, threads
+from slimkit.cli.output import Output, foreign_code, table, threads, walls_around
 from slimkit.core.errors import MissedError
 from slimkit.core.options import ScoreOptions
 
@@ -31,17 +31,6 @@ if TYPE_CHECKING:
         metavar="FOLDER",
         help="Write the accuracy of each class, and what was taken for what, as CSV and as a picture.",
     ),
-    run_code=typer.Option(
-        "--run-code", help="Run the code of a folder that slimkit did not write, in a sandbox without labels and files."
-    ),
-    allow_weaker_sandbox=typer.Option(
-        "--allow-weaker-sandbox", help="Run such code though a wall of the sandbox can't be put up here."
-    ),
-    install_requirements=typer.Option(
-        "--install-requirements",
-        help="Install the wheels that such a folder's requirements.txt names into a throwaway environment.",
-    ),
-    max_memory=typer.Option("--max-memory", metavar="SIZE", help="Memory that such code may use."),
     baseline_weights=typer.Option("--baseline-weights", help="Weights file of a baseline that --baseline names."),
     baseline_pretrained=typer.Option(
         "--baseline-pretrained", help="Take the library's ImageNet weights for a baseline that --baseline names."
@@ -147,7 +136,7 @@ def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
         f"Confidence is {report.accuracy.answers.calibration_error():.1f} points from accuracy on average (ECE{was}).",
         *foreign_code(report.changed_code),
         *report.remarks,
-        *([] if report.walls is None else [_walls(report.walls)]),
+        *([] if report.walls is None else [walls_around(report.walls)]),
         f"The score is in {options.output}.",
     ]
 
@@ -159,14 +148,3 @@ def _difference(difference: "Difference | None") -> list[str]:
         f"Beside the baseline: {difference.lost:,} images right by it alone, {difference.won:,} by the model alone; "
         f"p = {difference.p_value:.2g} (McNemar), {difference.verdict}."
     ]
-
-
-def _walls(walls: dict[str, str]) -> str:
-    from slimkit.core.strangers.walls import BUBBLEWRAP
-
-    held = ", ".join(name for name, why in walls.items() if not why)
-    missing = [f"{name} ({why})" for name, why in walls.items() if why and name != BUBBLEWRAP]
-    absent = f" {BUBBLEWRAP}, which is not required, is absent ({why})." if (why := walls.get(BUBBLEWRAP)) else ""
-    return (
-        f"Walls around its code: {held}; {'missing: ' + ', '.join(missing) if missing else 'none is missing'}.{absent}"
-    )

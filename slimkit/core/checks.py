@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from slimkit.core.bytes import parse_bytes
 from slimkit.core.errors import UsageError
 from slimkit.core.options import (
     WEIGHT_BITS,
@@ -14,6 +15,7 @@ from slimkit.core.options import (
     ModelOptions,
     PruneOptions,
     QuantizeOptions,
+    SandboxOptions,
     ScoreOptions,
     SearchOptions,
     TrainOptions,
@@ -110,6 +112,8 @@ def check_options(options: Any, source: str | None = None) -> None:
         _check_number(options, field.name, _flag(field.name, source))
     if isinstance(options, ModelOptions):
         _check_shared(options)
+    if isinstance(options, SandboxOptions):
+        _check_sandbox(options)
     if isinstance(options, TrainOptions | DistillOptions) and None not in (options.epochs, options.minutes):
         raise UsageError("--epochs and --minutes exclude each other.", "Give one of them.")
     if isinstance(options, PruneOptions):
@@ -239,9 +243,13 @@ def parse_min_accuracy(text: str, baseline: float) -> float:
     return baseline * value / 100 if share else value
 
 
-def _check_score(options: ScoreOptions) -> None:
+def _check_sandbox(options: SandboxOptions) -> None:
+    parse_bytes(options.max_memory)
     if options.install_requirements and not options.run_code:
         raise UsageError("--install-requirements is for code that is run.", "Give --run-code, too.")
+
+
+def _check_score(options: ScoreOptions) -> None:
     if options.verify and options.others:
         raise UsageError("--verify measures one results.json again, not several models.", "Leave the models out.")
     if options.details and (options.verify or options.others):

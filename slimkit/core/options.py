@@ -207,7 +207,17 @@ class ExportOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(ModelOptions):
+class SandboxOptions:
+    """What may be done with folders that slimkit did not write."""
+
+    run_code: bool = False  # behind walls
+    allow_weaker_sandbox: bool = False  # where a wall can't be put up
+    install_requirements: bool = False  # into a throwaway environment
+    max_memory: str = "4GiB"  # that such code may use
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ModelOptions, SandboxOptions):
     """`slimkit benchmark`."""
 
     model: str = "submission"
@@ -230,7 +240,7 @@ class BenchmarkOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(ModelOptions):
+class ScoreOptions(ModelOptions, SandboxOptions):
     """`slimkit score`."""
 
     model: str = "submission"
@@ -246,8 +256,4 @@ class ScoreOptions(ModelOptions):
     output: Path = Path("results.json")
     verify: Path | None = None  # results of an earlier run, which are measured again
     details: Path | None = None  # folder for the accuracy of each class, and what was taken for what
-    run_code: bool = False  # of folders that slimkit did not write, behind walls
-    allow_weaker_sandbox: bool = False  # where a wall can't be put up
-    install_requirements: bool = False  # of such folders, into a throwaway environment
-    max_memory: str = "4GiB"  # that such code may use
     device: Device = "auto"  # of the accuracy

@@ -1,52 +1,40 @@
-"""What is timed: each model in each backend, the baseline, and the files that their processes read."""
+"""What is timed: each model in each backend, the baseline, and how the process of each is started.
+
+Where all are slimkit's, a worker keeps the clock around each run. Where one is not, the clock of a worker is not to be
+believed: then all of them, like for like, are asked from here, behind the same walls, and there and back is timed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import logging
-import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from slimkit.core.baseline import open_baseline
-from slimkit.core.data import ImageSet, evaluation_input, random_images
+from slimkit.core.benchmark.models import Foreign, Model, open_models
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.export import to_onnx
-from slimkit.core.folder import Classifier, read_folder, weights_name
-from slimkit.core.measure.size import size_mb
-from slimkit.core.models.resolve import is_folder, materialize, open_model_and_data
-from slimkit.core.options import Backend, BenchmarkOptions, ModelOptions
+from slimkit.core.folder import Classifier, weights_name
+from slimkit.core.measure.size import MB, size_mb
+from slimkit.core.measure.timed_process import Timed, start_process
+from slimkit.core.models.resolve import materialize
+from slimkit.core.options import Backend, BenchmarkOptions
 from slimkit.core.progress import Progress
+from slimkit.core.strangers.convention import Submission, is_foreign
+from slimkit.core.strangers.opened import launcher
+from slimkit.core.strangers.round_trips import start_round_trips
 
 log = logging.getLogger("slimkit")
 
-Role = Literal["model", "baseline"]
-
-IMAGES, BATCHES = 64, 2  # that a network is shown, at least
 READ_ONNX = ("onnxruntime", "openvino")
 EXTRAS = {"openvino": "openvino"}  # backends that not everyone has, and what of slimkit's extras brings them
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A model with the images that it is shown."""
-
-    role: Role
-    name: str  # the model argument, or the folder
-    classifier: Classifier
-    data: ImageSet | None  # that the images are of; None: they are random
-    images: Tensor  # normalized, float32 [whole batches, channels, height, width]
-    distinct: int  # how many of them, from the first on, come no second time
-    images_are: str  # in words
 
 
 @dataclass(frozen=True)
@@ -54,30 +42,35 @@ class Candidate:
     """A model in a backend."""
 
     model: Model
-    backend: Backend
+    backend: str  # or the kind of a stranger's model
     threads: int
-    path: Path  # its model folder, or its .onnx file
     size: float  # MB, of the weights file or the .onnx file
-    room: Path  # a folder for what its process reads and writes
+    logits: Path  # an .npy file where its process puts its answers to the model's images
+    launch: Callable[[int], AbstractContextManager[Timed]]  # a process with so many threads
 
-    @property
-    def images(self) -> Path:
-        """An .npy file of the model's images."""
-        return self.room / "images.npy"
-
-    @property
-    def logits(self) -> Path:
-        """An .npy file where its process puts its answers to them."""
-        return self.room / f"{self.backend}-{self.threads}.npy"
+    def start(self) -> AbstractContextManager[Timed]:
+        """A new process of it."""
+        return self.launch(self.threads)
 
 
-def require_backends(backends: Sequence[Backend]) -> None:
-    """Raise UsageError for a backend that is not installed; it isn't imported."""
-    for name in backends:
+def require_backends(options: BenchmarkOptions) -> None:
+    """Raise UsageError for a backend that is not installed (it isn't imported), or can't be used with these models."""
+    for name in options.backend:
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
             raise UsageError(
                 f"--backend {name}: {name} is not installed.", f'Run `pip install "slimkit[{EXTRAS[name]}]"`.'
             )
+    if "compile" in options.backend and _are_strangers(options):
+        raise UsageError(
+            "--backend compile calls a compiler, which nothing can behind the walls around strangers' folders.",
+            "Leave it out, or leave those models out.",
+        )
+
+
+def _are_strangers(options: BenchmarkOptions) -> bool:
+    """Whether any of the models that are named was not written by slimkit."""
+    named = (options.model, *options.others, *([options.baseline] if options.baseline else []))
+    return any(is_foreign(Path(name)) for name in named)
 
 
 @contextmanager
@@ -87,71 +80,70 @@ def open_candidates(options: BenchmarkOptions, progress: Progress) -> Iterator[t
     The models come first, each in every backend, then the baseline in the first backend, then the first candidate on
     one thread, where the others have more. Raises as `run_benchmark`.
     """
-    models = _open_models(options, progress)
-    threads = torch.get_num_threads()
     with ExitStack() as stack:
+        models = stack.enter_context(open_models(options, progress))
+        launch = _from_outside if _are_strangers(options) else _in_worker
         found: list[Candidate] = []
         for model in models:
-            folder = stack.enter_context(materialize(model.classifier))
             room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimkit-")))
+            if isinstance(model.source, Foreign):
+                found.append(_of_stranger(model, model.source, options, room))
+                continue
+            folder = stack.enter_context(materialize(model.source))
             np.save(room / "images.npy", model.images.numpy())
             backends = options.backend if model.role == "model" else options.backend[:1]
-            files = _files(model, backends, folder, room)
-            found += [Candidate(model, name, threads, *file, room) for name, file in files.items()]
+            for name, (path, size) in _files(model, model.source, backends, folder, room).items():
+                found.append(_candidate(model, name, size, room, launch(model, name, path, options, room)))
         if not found:
             raise ModelError("No model can be timed in these backends.", "Add torch to --backend.")
-        yield (*found, *([dataclasses.replace(found[0], threads=1)] if threads > 1 else []))
+        threads = torch.get_num_threads()
+        alone = dataclasses.replace(found[0], threads=1, logits=found[0].logits.with_suffix(".1.npy"))
+        yield (*found, *([alone] if threads > 1 else []))
 
 
-def _open_models(options: BenchmarkOptions, progress: Progress) -> list[Model]:
-    """The models that are named, each once, and the baseline of the first where there is one."""
-    opened: list[Model] = []
-    for name in dict.fromkeys((options.model, *options.others)):
-        own = options if name == options.model else options.naming(name, None)
-        opened.append(_with_images("model", name, *_open(own, progress), options.batch_size))
-    first, data = opened[0].classifier, opened[0].data
-    if baseline := open_baseline(options, first):
-        name = str(baseline.folder or options.baseline)
-        data = data and data.prepared(baseline.architecture.preprocessing)
-        opened.append(_with_images("baseline", name, baseline, data, options.batch_size))
-    return opened
+def _candidate(
+    model: Model, backend: str, size: float, room: Path, launch: Callable[[int], AbstractContextManager[Timed]]
+) -> Candidate:
+    return Candidate(model, backend, torch.get_num_threads(), size, room / f"{backend}.npy", launch)
 
 
-def _open(options: ModelOptions, progress: Progress) -> tuple[Classifier, ImageSet | None]:
-    """A model, and the data where they are named or the model needs them for its classes."""
-    if is_folder(options.model) and options.data is None and options.weights is None and not options.pretrained:
-        return read_folder(Path(options.model)), None
-    return open_model_and_data(options, progress=progress)
+def _in_worker(
+    model: Model, backend: Backend, path: Path, options: BenchmarkOptions, room: Path
+) -> Callable[[int], AbstractContextManager[Timed]]:
+    """By a process that times itself."""
+    return lambda threads: start_process(path, backend, threads, options.batch_size, room / "images.npy")
 
 
-def _with_images(role: Role, name: str, classifier: Classifier, data: ImageSet | None, batch_size: int) -> Model:
-    """A model with whole batches of images, at least IMAGES and BATCHES; few images come several times."""
-    wanted = batch_size * max(BATCHES, math.ceil(IMAGES / batch_size))
-    if data is None:
-        images, what = random_images(classifier.architecture.input_shape, wanted), "random images"
-    else:
-        images = _held_out_images(data, wanted)
-        what = f"{'held-out ' if data.can_measure else ''}images of {data.name}"
-    return Model(role, name, classifier, data, images[torch.arange(wanted) % len(images)], len(images), what)
+def _from_outside(
+    model: Model, backend: Backend, path: Path, options: BenchmarkOptions, room: Path
+) -> Callable[[int], AbstractContextManager[Timed]]:
+    """By round trips, as strangers' are timed."""
+    weights = path if path.is_file() else next(path.glob("*.pth"))
+    launch = launcher(Submission(path.resolve(), weights.resolve(), backend, {}), options)
+    return lambda threads: start_round_trips(launch(threads), model.images, options.batch_size)
 
 
-def _held_out_images(data: ImageSet, most: int) -> Tensor:
-    """Evenly spread over those held out of training, or over all."""
-    images = data.holdout if data.can_measure else data.train
-    order = torch.linspace(0, len(images) - 1, min(most, len(images))).long()
-    pixels, _, _ = next(iter(images.batches(order, len(order))))
-    return evaluation_input(pixels, data.preprocessing)
+def _of_stranger(model: Model, source: Foreign, options: BenchmarkOptions, room: Path) -> Candidate:
+    """By round trips; what it answers meanwhile has to be what it answers when no clock runs."""
+    expected = source.logits.argmax(1)[torch.arange(len(model.images)) % model.distinct]
+
+    def launch(threads: int) -> AbstractContextManager[Timed]:
+        return start_round_trips(source.launch(threads), model.images, options.batch_size, expected)
+
+    return _candidate(model, source.submission.kind, source.submission.size / MB, room, launch)
 
 
-def _files(model: Model, backends: Sequence[Backend], folder: Path, room: Path) -> dict[Backend, tuple[Path, float]]:
+def _files(
+    model: Model, classifier: Classifier, backends: Sequence[Backend], folder: Path, room: Path
+) -> dict[Backend, tuple[Path, float]]:
     """What each backend reads of a model, and its size in MB; without those that the model can't be exported for."""
-    weights = size_mb(folder / weights_name(model.classifier.architecture.model_type))
+    weights = size_mb(folder / weights_name(classifier.architecture.model_type))
     found: dict[Backend, tuple[Path, float]] = {name: (folder, weights) for name in backends if name not in READ_ONNX}
     onnx_backends = [name for name in backends if name in READ_ONNX]
     if onnx_backends:
         file = room / "model.onnx"
         try:
-            file.write_bytes(to_onnx(model.classifier))
+            file.write_bytes(to_onnx(classifier))
         except ModelError as error:
             log.warning("%s is not timed in %s: %s", model.name, " and ".join(onnx_backends), error)
         else:

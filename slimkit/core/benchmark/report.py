@@ -26,7 +26,7 @@ class Result:
 
     role: str  # "model" or "baseline"
     model: str  # the model argument, or the folder
-    backend: str
+    backend: str  # or the kind of a model that slimkit did not write
     threads: int
     size: float  # MB, of the weights file or the .onnx file
     ratio: Estimate | None  # of its time to that of the one that all are compared with; None for that one
@@ -35,7 +35,7 @@ class Result:
     p90: Estimate
     p99: Estimate | None  # None of fewer than P99_RUNS runs
     throughput: Estimate  # images per second, one batch after the other
-    load_ms: tuple[float, ...]  # of each start: reading the network into its runtime, which is imported already
+    load_ms: tuple[float, ...]  # of each start: see `Start`
     first_call_ms: tuple[float, ...]  # of each start
     peak_memory: float  # MB, the most of all starts: runtime, network and images
     runs: int
@@ -80,11 +80,18 @@ class BenchmarkReport:
     precision: float  # %, the width that was wished for of the intervals
     warnings: tuple[str, ...]  # what makes these figures worth less
     changed_code: tuple[str, ...]  # files in the folders that are not slimkit's own, which alone was run
+    walls: dict[str, dict[str, str]]  # of strangers' models: those around their code, "" where they hold
     environment: dict[str, Any]
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether all were timed there and back, since one of them is a stranger's."""
+        return bool(self.walls)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of benchmark.json."""
         return vars(self) | {
+            "from_outside": self.from_outside,
             "candidates": [each.to_dict() for each in self.candidates],
             "warnings": list(self.warnings),
             "changed_code": list(self.changed_code),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from slimkit.core.benchmark.answers import compared, own_logits
 from slimkit.core.benchmark.candidates import Candidate, open_candidates, require_backends
+from slimkit.core.benchmark.models import Foreign
 from slimkit.core.benchmark.plot import draw_benchmark
 from slimkit.core.benchmark.report import BenchmarkReport, Result, result_of, samples_file, warnings_of
 from slimkit.core.benchmark.turns import Plan, Start, judged, reference_of, take_turns
@@ -27,7 +28,7 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
     of `options.data`; without data, random images. Raises FolderError where an output exists, UsageError for a backend
     that is not installed, ModelError when one of them can't be run, and what reading the models and the data raises.
     """
-    require_backends(options.backend)
+    require_backends(options)
     plan = Plan(options.batch_size, options.restarts, options.min_seconds, options.precision / 100)
     with open_candidates(options, progress) as candidates:
         load = OutsideLoad()
@@ -57,7 +58,9 @@ def _report(
     options: BenchmarkOptions, candidates: Sequence[Candidate], results: tuple[Result, ...], starts: int, strain: Strain
 ) -> BenchmarkReport:
     environment = describe_environment()
-    folders = dict.fromkeys(each.model.classifier.folder for each in candidates)
+    models = dict.fromkeys(each.model for each in candidates)
+    folders = dict.fromkeys(model.folder for model in models)
+    walls = {model.name: model.source.walls for model in models if isinstance(model.source, Foreign)}
     return BenchmarkReport(
         model=options.model,
         reference=reference_of(candidates),
@@ -67,5 +70,6 @@ def _report(
         precision=options.precision,
         warnings=tuple(warnings_of(results, options.precision, strain, environment["cpu"]["governor"])),
         changed_code=tuple(str(folder / name) for folder in folders if folder for name in changed_code(folder)),
+        walls=walls,
         environment=environment | {"strain": vars(strain)},
     )

@@ -17,7 +17,7 @@ from typing import Any
 from slimkit.core.benchmark.candidates import Candidate
 from slimkit.core.benchmark.statistics import LAP, Estimate, Turns, time_ratio, typical_time
 from slimkit.core.measure.latency import PAUSE, ROUND_WARMUP, round_order
-from slimkit.core.measure.timed_process import TimedProcess, start_process
+from slimkit.core.measure.timed_process import Timed
 from slimkit.core.progress import Advance, Progress
 
 TURN = 100.0  # ms of samples at least
@@ -43,7 +43,7 @@ class Plan:
 class Start:
     """What one process of a candidate gave in its life."""
 
-    load_ms: float  # reading the network into its runtime, which is imported already
+    load_ms: float  # reading the network into its runtime, which is imported already; with it, timed from outside
     first_call_ms: float
     settled: bool  # it got no faster any more before it was timed
     turns: Turns  # the durations of each, in ms; the second goes back where the first came from, and so on
@@ -95,12 +95,10 @@ def _one_start(candidates: Sequence[Candidate], plan: Plan, number: int, advance
     """Start a process of each, one after the other; then laps until they agree, or the share of this start is over."""
     order = round_order(len(candidates), number)
     with ExitStack() as stack:
-        awake: dict[int, tuple[TimedProcess, dict[str, Any]]] = {}
+        awake: dict[int, tuple[Timed, dict[str, Any]]] = {}
         for place in order:
             each = candidates[place]
-            process = stack.enter_context(
-                start_process(each.path, each.backend, each.threads, plan.batch_size, each.images)
-            )
+            process = stack.enter_context(each.start())
             awake[place] = process, process.answer() | process.ask("warm_up")
             if number == 0:
                 process.ask("answer", file=str(each.logits))
@@ -111,7 +109,7 @@ def _one_start(candidates: Sequence[Candidate], plan: Plan, number: int, advance
 
 
 def _laps(
-    candidates: Sequence[Candidate], processes: Sequence[TimedProcess], plan: Plan, number: int, advance: Advance
+    candidates: Sequence[Candidate], processes: Sequence[Timed], plan: Plan, number: int, advance: Advance
 ) -> list[list[list[float]]]:
     """The turns of each process; every other start begins with the last one, so that none is always the first."""
     turns: list[list[list[float]]] = [[] for _ in processes]

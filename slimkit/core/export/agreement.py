@@ -12,7 +12,10 @@ BATCH = 50  # images at once
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a runtime's logits are from the model's own, as slimkit's process computes them in torch."""
+    """How far a runtime's logits are from the model's own.
+
+    These are as slimkit's own process computes them in torch, or a stranger's process while no clock runs.
+    """
 
     images: str  # what they are
     count: int

@@ -10,11 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from slimkit.core.errors import ModelError
 from slimkit.core.measure import worker
 from slimkit.core.measure.processes import read_answer, worker_environment
+
+
+class Timed(Protocol):
+    """A network in a process of its own, whoever keeps the clock."""
+
+    def answer(self) -> dict[str, Any]:
+        """That it has loaded the network, and in how many ms."""
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Its answer to a request of `worker.REQUESTS`."""
 
 
 @dataclass(frozen=True)

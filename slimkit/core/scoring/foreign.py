@@ -9,22 +9,19 @@ answered when it does not, and what is answered to an image what is answered to 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.baseline import named_baseline
-from slimkit.core.bytes import parse_bytes
-from slimkit.core.data import Images, ImageSet, epoch_order, evaluation_input, label_map, open_dataset
-from slimkit.core.errors import ModelError, UsageError
+from slimkit.core.data import Images, ImageSet, epoch_order, evaluation_input, label_map
+from slimkit.core.errors import ModelError
 from slimkit.core.measure.accuracy import Accuracy, judge
 from slimkit.core.measure.latency import Latency, split_runs, summarize
 from slimkit.core.models.classes import read_class_names
@@ -34,20 +31,16 @@ from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Advance, Progress
 from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.measured import Measured, hashes_of
-from slimkit.core.sizes import Size, as_size
-from slimkit.core.strangers.convention import FREE_BYTES, Submission, printable, read_submission
-from slimkit.core.strangers.host import Stranger, start
-from slimkit.core.strangers.requirements import installed
-from slimkit.core.strangers.snapshot import snapshot
+from slimkit.core.strangers.convention import FREE_BYTES, Submission, printable
+from slimkit.core.strangers.host import Stranger
+from slimkit.core.strangers.opened import opened, read_permitted
+from slimkit.core.strangers.stated import open_data_for_stranger
 from slimkit.standalone.model_loader import sides
-
-log = logging.getLogger("slimkit")
 
 WARM_UP = 10  # runs that don't count
 SAME_WHEN_TIMED = 0.98  # of the timed images, at least, are answered alike when they are judged
 SAME_TO_LOOKALIKES = 0.9  # of the images, at least, are answered alike with noise
 LOOKALIKES = 256  # images at most that are shown again with noise
-MOST_STATED = 1024  # pixels a side that a stranger may ask for; the user may ask for more
 
 
 def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progress) -> Measured:
@@ -56,25 +49,13 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
     Raises UsageError where its code would be run unasked, MissedError where a wall is missing, ModelError for whatever
     is wrong with its answers.
     """
-    submission = read_submission(Path(options.model))
-    if submission.needs_code and not options.run_code:
-        raise UsageError(
-            f"{options.model} is run by code of its own ({submission.kind}), which slimkit does not run unasked.",
-            "Give --run-code to run it in a sandbox, where it sees neither labels nor files.",
-        )
-    data = with_test_images(_open_data(options, submission, progress), [])
+    submission = read_permitted(Path(options.model), options)
+    chosen = open_data_for_stranger(options, options.data or DEFAULT_DATA, submission, progress)
+    data = with_test_images(chosen, [])
     class_names = _class_names(options, submission, data)
-    with snapshot(submission) as copy:
-        with installed(copy) if options.install_requirements else nullcontext(()) as packages:
-            run = partial(
-                start,
-                copy,
-                threads=options.threads or torch.get_num_threads(),
-                memory=parse_bytes(options.max_memory),
-                allow_weaker=options.allow_weaker_sandbox,
-                packages=packages,
-            )
-            latency, accuracy, walls = _time_and_judge(run, data, class_names, options, progress)
+    with opened(submission, options) as (copy, launch):
+        threads = options.threads or torch.get_num_threads()
+        latency, accuracy, walls = _time_and_judge(partial(launch, threads), data, class_names, options, progress)
         measured = Measured(
             data=data.name,
             class_names=class_names,
@@ -86,26 +67,6 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
             walls=walls,
         )
     return _with_baseline(measured, options, data, progress) if with_baseline and options.baseline else measured
-
-
-def _open_data(options: ScoreOptions, submission: Submission, progress: Progress) -> ImageSet:
-    stated = {n: v for n in ("mean", "std", "interpolation") if (v := getattr(options, n)) is not None}
-    size = stated_size(submission.metadata) if options.image_size is None else options.image_size
-    data = open_dataset(
-        options.data or DEFAULT_DATA, image_size=size, resize=options.resize, stated=stated, progress=progress
-    )
-    log.info("%s is shown images as %s.", options.model, data.preprocessing)
-    return data
-
-
-def stated_size(metadata: dict[str, Any]) -> Size | None:
-    """Height and width at the end of what metadata.json calls the input's shape or size, where it says them."""
-    said = metadata.get("input_shape", metadata.get("input_size"))
-    if not isinstance(said, list) or len(said) < 2:
-        return None
-    height, width = said[-2:]
-    can_be = all(type(side) is int and 1 <= side <= MOST_STATED for side in (height, width))
-    return as_size(height, width) if can_be else None
 
 
 def _class_names(options: ScoreOptions, submission: Submission, data: ImageSet) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ def load(kind: str, weights: Path, threads: int) -> Answer:
     """What answers images by logits."""
     if kind == "onnx":
         return load_onnx(weights, threads)
+    if kind not in LOADERS:
+        return load_own(kind, weights, threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -65,6 +67,19 @@ def load(kind: str, weights: Path, threads: int) -> Answer:
             return logits
 
     return answer
+
+
+def load_own(backend: str, weights: Path, threads: int) -> Answer:
+    """What slimkit wrote, in one of its backends."""
+    import numpy
+    import torch
+
+    from slimkit.core.measure.runtimes import BACKENDS
+
+    runtime = BACKENDS[backend]
+    runtime.import_modules()
+    network = runtime.load(weights if weights.suffix == ".onnx" else weights.parent, threads)
+    return lambda images: torch.from_numpy(numpy.asarray(network.bind(images.numpy())()))
 
 
 def names_torchvision(folder: Path) -> bool:

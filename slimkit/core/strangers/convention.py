@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 from slimkit.core.errors import FolderError
 from slimkit.core.folder import ARCHITECTURE, METADATA
+from slimkit.core.options import Backend
 
 Kind = Literal["loader", "torchscript", "pickle", "state dict", "onnx"]
+NEED_CODE = ("loader", "torchscript", "pickle")
 METADATA_NAMES = ("metadata.json", "model_metadata.json")
 LOADER = "model_loader.py"
 FORMATS = {"pytorch": (".pt", ".pth"), "pt": (".pt",), "pth": (".pth",), "onnx": (".onnx",)}
@@ -32,17 +34,17 @@ PLAIN = ("torch", "collections OrderedDict")  # what the pickle of a state dict 
 
 @dataclass(frozen=True)
 class Submission:
-    """A stranger's model folder."""
+    """A stranger's model folder, or an ONNX file alone."""
 
-    folder: Path
+    folder: Path  # or the file
     weights: Path
-    kind: Kind
+    kind: Kind | Backend  # of what slimkit wrote: what it is run in
     metadata: dict[str, Any]
 
     @property
     def needs_code(self) -> bool:
         """Whether it is run by code of its own."""
-        return self.kind not in ("onnx", "state dict")
+        return self.kind in NEED_CODE
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -66,14 +68,18 @@ class Submission:
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder is a submission that was not written by slimkit."""
+    """Whether a path is a submission that was not written by slimkit: a folder, or an ONNX file."""
+    if folder.suffix.lower() == ".onnx" and folder.is_file():
+        return True
     if not folder.is_dir() or ((folder / METADATA).is_file() and (folder / ARCHITECTURE).is_file()):
         return False
     return (folder / LOADER).is_file() or any(file.suffix in SUFFIXES for file in folder.iterdir())
 
 
 def read_submission(folder: Path) -> Submission:
-    """Find out what a stranger's folder holds. Raises FolderError that says what is missing or odd."""
+    """Find out what a stranger's folder, or ONNX file, holds. Raises FolderError that says what is missing or odd."""
+    if folder.is_file():
+        return Submission(folder.resolve(), folder.resolve(), "onnx", {})
     metadata = _read_metadata(folder)
     weights = _find_weights(folder, metadata)
     kind: Kind = "loader" if (folder / LOADER).is_file() else _kind_of(weights)

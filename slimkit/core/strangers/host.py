@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -41,17 +42,31 @@ class Stranger:
 
     submission: Submission
     walls: dict[str, str]  # for each of WALLS, and for BUBBLEWRAP: "" where it holds, or why it is missing
-    _process: subprocess.Popen[bytes] = field(repr=False)
+    process: subprocess.Popen[bytes] = field(repr=False)
     _requests: int = field(repr=False)  # descriptors of the pipes
     _answers: int = field(repr=False)
     _scratch: Path = field(repr=False)
     _errors: IO[bytes] = field(repr=False)
     _deadline: float = field(default_factory=lambda: time.monotonic() + MOST_SECONDS, repr=False)
     _looked: float = field(default_factory=time.monotonic, repr=False)
+    load_ms: float = 0.0  # the loading of its runtime and its model
 
     @property
     def _name(self) -> str:
         return printable(self.submission.folder.name)
+
+    def rest(self) -> None:
+        """Let none of its threads compute until it is woken."""
+        self._signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To its session, which it can't have left; it may have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def require_walls(self, allow_weaker: bool) -> None:
         """Raise MissedError where the folder's code would be run with a wall missing, unless that is allowed."""
@@ -141,7 +156,7 @@ class Stranger:
         """Raise ModelError where it takes more of the machine than it may; nothing within WATCH_SECONDS of the last."""
         if time.monotonic() - self._looked < WATCH_SECONDS:
             return
-        if what := excess(self._process.pid, self._scratch):
+        if what := excess(self.process.pid, self._scratch):
             raise self._failure(what)
         self._looked = time.monotonic()
 
@@ -156,7 +171,7 @@ class Stranger:
 
     def _how_it_ended(self) -> str:
         try:
-            code = self._process.wait(WATCH_SECONDS)
+            code = self.process.wait(WATCH_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its pipes"
         number = -code if code < 0 else code - 128  # bubblewrap tells signals as shells do
@@ -210,8 +225,10 @@ def start(
                 stranger.walls = {name: str(said.get(name, "it was not said")) for name in WALLS}
                 stranger.walls[BUBBLEWRAP] = absent
                 stranger.require_walls(allow_weaker)
+                began = time.perf_counter()
                 os.write(requests, b"G")
                 stranger.read_message(LOAD_SECONDS)
+                stranger.load_ms = 1e3 * (time.perf_counter() - began)
                 yield stranger
             finally:
                 _end(process)

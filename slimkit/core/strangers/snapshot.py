@@ -30,12 +30,19 @@ def snapshot(submission: Submission) -> Iterator[Submission]:
         for place, source in _files(submission.folder):
             (copy / place).parent.mkdir(parents=True, exist_ok=True)
             left -= _copy(source, copy / place, left)
-        weights = copy / submission.weights.relative_to(submission.folder)
-        yield dataclasses.replace(submission, folder=copy, weights=weights)
+        is_alone = submission.weights == submission.folder
+        weights = submission.weights.name if is_alone else submission.weights.relative_to(submission.folder)
+        yield dataclasses.replace(submission, folder=copy, weights=copy / weights)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The place in the folder of each of its files, and where the file lies: elsewhere in it, for a link."""
+    """The place in the folder of each of its files, and where the file lies: elsewhere in it, for a link.
+
+    An ONNX file alone is all of it, whatever lies beside it.
+    """
+    if folder.is_file():
+        yield Path(folder.name), folder
+        return
     rest, count = [folder], 0
     while rest:
         for entry in os.scandir(rest.pop()):

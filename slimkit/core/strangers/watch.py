@@ -23,6 +23,12 @@ def excess(process: int, scratch: Path) -> str:
     )
 
 
+def peak_memory_mb(process: int) -> float:
+    """The most memory that any of that process and those that it started has had, in MB."""
+    peaks = [int(value) for each in _family(process) if (value := _status(each, "VmHWM"))]
+    return max(peaks, default=0) / 2**10
+
+
 def _family(process: int) -> Iterator[int]:
     yield process
     for children in Path(f"/proc/{process}/task").glob("*/children"):
@@ -31,8 +37,13 @@ def _family(process: int) -> Iterator[int]:
 
 
 def _threads(process: int) -> int:
-    found = [line for line in _text(Path(f"/proc/{process}/status")).splitlines() if line.startswith("Threads:")]
-    return int(found[0].split()[1]) if found else 0
+    return int(_status(process, "Threads") or 0)
+
+
+def _status(process: int, name: str) -> str:
+    """The number that the system tells by that name; "" where it is gone."""
+    found = [line for line in _text(Path(f"/proc/{process}/status")).splitlines() if line.startswith(f"{name}:")]
+    return found[0].split()[1] if found else ""
 
 
 def _bytes_in(folder: Path, depth: int) -> int:
