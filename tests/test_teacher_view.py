@@ -104,6 +104,28 @@ def test_distillation_from_a_teacher_of_another_size(shades: Path, tmp_path: Pat
     assert architecture.preprocessing == small_classifier().architecture.preprocessing
 
 
+def test_the_control_is_the_same_training_without_the_teacher(shades: Path, tmp_path: Path) -> None:
+    write_folder(_teacher(), tmp_path / "teacher")
+    write_folder(small_classifier(), tmp_path / "student")
+    options = DistillOptions(
+        model=str(tmp_path / "student"),
+        teacher=str(tmp_path / "teacher"),
+        data=str(shades),
+        epochs=1,
+        batch_size=4,
+        alpha=0.0,  # of the teacher's loss: both learn the same
+        control=2,
+        threads=1,
+        output=tmp_path / "distilled",
+    )
+    figures = run_distill(options).figures
+    assert figures["control_seeds"] == 2
+    assert figures["accuracy_with_teacher"] == figures["accuracy_labels_alone"]
+    assert figures["accuracy_with_teacher_deviation"] == figures["accuracy_labels_alone_deviation"]
+    other = run_distill(dataclasses.replace(options, seed=1, control=0, output=tmp_path / "other")).figures["accuracy"]
+    assert figures["accuracy_with_teacher"] == (figures["accuracy"] + other) / 2
+
+
 CLASSES = tuple("abcdefghij")
 
 

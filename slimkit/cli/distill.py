@@ -23,6 +23,12 @@ from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
         "standardized (divergence of logits brought to one mean and spread).",
     ),
     temperature=typer.Option("--temperature", help="Softens the teacher's and the student's probabilities."),
+    control=typer.Option(
+        "--control",
+        metavar="SEEDS",
+        help="Hold it against the same training on the labels alone, with so many seeds of both: mean and standard "
+        "deviation. It takes as many times as long, twice.",
+    ),
     alpha=typer.Option("--alpha", help="Weight of the teacher's loss; that of the labels is 1 - alpha."),
 )
 def distill(options: DistillOptions, output: Output) -> None:

@@ -21,6 +21,7 @@ from slimkit.core.options import (
     TrainOptions,
 )
 from slimkit.core.sizes import covers, show_size
+from slimkit.core.torchrun import launch
 
 MOST_THREADS, MOST_PIXELS = 1024, 8192
 
@@ -78,6 +79,7 @@ RANGES = {
     "label_smoothing": Range(0, 1, "0.1", below=True),
     "temperature": dataclasses.replace(POSITIVE, example="4"),
     "alpha": Range(0, 1, "0.9"),
+    "control": Range(0, 100, "3"),
     "rate": SHARE,
     "max_rate": dataclasses.replace(SHARE, example="0.9"),
     "macs": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 75e6"),
@@ -210,6 +212,8 @@ def _is_round_to(text: str) -> bool:
 def _check_distill(options: DistillOptions) -> None:
     if options.teacher is None and options.teacher_weights is not None:
         raise UsageError("--teacher-weights are of no teacher.", "Name their network with --teacher, as resnet18.")
+    if options.control and launch().count > 1:
+        raise UsageError("--control is for one process.", "Leave it out under torchrun.")
     if options.method == "dkd" and (options.mixup or options.cutmix):
         raise UsageError(
             "--method dkd sets the right class apart, and mixed images have two.",

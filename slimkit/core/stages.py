@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from slimkit.core.architecture import Architecture
 from slimkit.core.coding.classifier import stored_bytes
 from slimkit.core.data import ImageSet, label_map
+from slimkit.core.distillation.control import compare_with_labels
 from slimkit.core.distillation.stage import distill
 from slimkit.core.errors import ModelError
 from slimkit.core.files import write_atomically
@@ -99,8 +100,18 @@ def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> Sensi
 
 @checked
 def run_distill(options: DistillOptions, progress: Progress = silent) -> StageResult:
-    """Train a student on the labels and a teacher's logits, and write it to `options.output`."""
-    return _run_training(options, "Distillation", distill, progress)
+    """Train a student on the labels and a teacher's logits, and write it to `options.output`.
+
+    With `options.control` the figures tell, too, what the same training comes to without a teacher.
+    """
+    result = _run_training(options, "Distillation", distill, progress)
+    if not options.control:
+        return result
+    classifier, data = open_model_and_data(options, progress=progress)
+    compared = compare_with_labels(
+        classifier, data.without_unreadable(progress), options, result.figures["accuracy"], progress
+    )
+    return dataclasses.replace(result, figures=result.figures | compared.figures())
 
 
 def _run_training(
