@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ _RUN: dict[str, Callable[..., Any]] = {
     "quantize": run_quantize,
     "score": run_score,
 }
-_SECTIONS: dict[str, type[Stage]] = {
+SECTIONS: dict[str, type[Stage]] = {  # in the order in which they run
     "train": TrainOptions,
     "prune": PruneOptions,
     "distill": DistillOptions,
@@ -102,10 +102,10 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source
     Raises UsageError that names an unknown or wrong option.
     """
     try:
-        reject_unknown(settings, [*_SECTIONS, *_STARTING, *_SHARED, "output"], source)
+        reject_unknown(settings, [*SECTIONS, *_STARTING, *_SHARED, "output"], source)
         root = parse_options(_Root, {"output": settings.get("output", "")}, source).output if root is None else root
         stages: dict[str, Stage] = {}
-        for name, cls in _SECTIONS.items():
+        for name, cls in SECTIONS.items():
             before = list(stages.values())[-1] if stages else None
             values = _places(name, root, before) | _section(name, settings, source)
             stages[name] = parse_options(cls, values, f"{source}: {name}")
@@ -134,7 +134,7 @@ def _section(name: str, settings: Mapping[str, Any], source: str) -> dict[str, A
         raise FieldError(f"{source}: {name} should be a mapping of options")
     if flag := next((flag for flag in OF_ONE_RUN if flag in section), None):
         raise FieldError(f"{source}: {name}: {flag} is no part of a recipe, but a flag: --{flag}")
-    own = {field.name for field in dataclasses.fields(_SECTIONS[name])}
+    own = {field.name for field in dataclasses.fields(SECTIONS[name])}
     starting = _STARTING if name == "train" else ()
     shared = {key: value for key, value in settings.items() if key in starting or (key in _SHARED and key in own)}
     return _IN_A_CHAIN.get(name, {}) | shared | dict(section)
@@ -142,25 +142,41 @@ def _section(name: str, settings: Mapping[str, Any], source: str) -> dict[str, A
 
 def _places(name: str, root: Path, before: Stage | None) -> dict[str, Any]:
     """The model that a stage reads and the output that it writes, where its section does not say."""
-    output = str(root / _SECTIONS[name].output)
+    output = str(root / SECTIONS[name].output)
     return {"output": output} | ({} if before is None else {"model": str(before.output)})
 
 
 def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> CompressReport:
-    """Run the stages that are not finished yet, and report before and after.
+    """Run the stages that are not finished yet, and report before and after. Raises as `run_stages`."""
+    state = run_stages(recipe, tuple(recipe.stages), force=force, progress=progress)
+    return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
 
-    A stage is finished when it was run with these very options and its result is unchanged. Raises FolderError, before
-    any work, where a stage that has to run would replace what the recipe did not make or what was changed since, unless
-    `force` is given. The results of the stages before one that fails stay.
+
+def run_stages(
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    known: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run those of the first stages `names` that are not finished yet; gives the state of all that are known.
+
+    A stage is finished when it was run with these very options and its result is unchanged, here or in another recipe
+    that gave the state `known`. Raises FolderError, before any work, where a stage that has to run would replace what
+    the recipe did not make or what was changed since, unless `force` is given. The results of the stages before one
+    that fails stay.
     """
-    state = _read_state(recipe.root / STATE_FILE, force)
+    state = dict(known or {}) | _read_state(recipe.root / STATE_FILE, force)
     finished = _finished(recipe, state)
-    for name, options in recipe.stages.items():
+    for name in names:
+        options = recipe.stages[name]
         if name not in finished:
             _check_outputs(options, state.get(name, {}), force)
     _check_inputs(recipe)
     _write_recipe(recipe, state, force)
-    for name, options in recipe.stages.items():
+    for name in names:
+        options = recipe.stages[name]
         if name in finished:
             log.info("%s is finished: %s", name, options.output)
             continue
@@ -172,7 +188,7 @@ def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = sile
         _RUN[name](dataclasses.replace(_resumed(options, going_on), force=replaceable), progress)
         state[name] = _entry(options)
         _write_state(recipe, state)
-    return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
+    return state
 
 
 def _write_page(recipe: Recipe, state: dict[str, Any], force: bool) -> Path | None:
@@ -219,7 +235,7 @@ def _resumed(options: Stage, going_on: bool) -> Stage:
 
 def _mark_outdated(state: dict[str, Any], first: str) -> None:
     """Let no stage from `first` on count as finished or begun; its output stays known, so that it may be replaced."""
-    for name in list(_SECTIONS)[list(_SECTIONS).index(first) :]:
+    for name in list(SECTIONS)[list(SECTIONS).index(first) :]:
         if name in state:
             state[name] = state[name] | {"options": None, "begun": None}
 
