@@ -27,6 +27,7 @@ NAMES = (
     "benchmark",
     "score",
     "compress",
+    "tune",
     "report",
     "export",
     "env",

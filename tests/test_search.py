@@ -21,7 +21,7 @@ from slimkit.core.search.run import BITS, search_recipe
 
 # Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
 SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
-SEARCH = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
+GOAL = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("search")
     write_images(folder / "images")
     write_folder(small_classifier(), folder / "base")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | {"search": SEARCH}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | {"goal": GOAL}))
     done = slimkit("compress", "-c", "recipe.yaml", "-o", "small", "--threads", "1", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -63,7 +63,7 @@ def test_the_recipe_that_is_left_repeats_the_choice_without_a_search(searched: t
     folder, printed = searched
     choice = json.loads(printed)["search"]["choice"]
     left = yaml.safe_load((folder / "small/runs/recipe.yaml").read_text())
-    assert "search" not in left
+    assert "goal" not in left
     assert left["prune"]["macs"] == choice["macs"]
     assert left["distill"]["minutes"] == choice["minutes"]
     assert left["quantize"].get("weight_bits", 8) == choice["bits"]
@@ -74,7 +74,7 @@ def test_the_recipe_that_is_left_repeats_the_choice_without_a_search(searched: t
 def test_a_finished_search_is_not_made_again(searched: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(searched[0], tmp_path, dirs_exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in Path("small").rglob("*.pth")}
-    found = search_recipe(recipe_of(SEARCH))
+    found = search_recipe(recipe_of(GOAL))
     assert found.choice.macs == json.loads(searched[1])["search"]["choice"]["macs"]
     assert {path: path.stat().st_mtime_ns for path in Path("small").rglob("*.pth")} == before
 
@@ -86,7 +86,7 @@ def test_a_search_that_was_stopped_keeps_what_it_tried(searched: tuple[Path, str
     cuts = [each for each in content["tried"] if each["step"] == "cut"]
     file.write_text(json.dumps(content | {"tried": cuts, "choice": None}))
     before = {path: path.stat().st_mtime_ns for path in Path("small/runs/search").glob("cut-*/*.pth")}
-    search_recipe(recipe_of(SEARCH))
+    search_recipe(recipe_of(GOAL))
     after = {path: path.stat().st_mtime_ns for path in Path("small/runs/search").glob("cut-*/*.pth")}
     assert {path: after[path] for path in before} == before
 
@@ -100,8 +100,8 @@ def test_another_search_starts_over(tmp_path: Path) -> None:
     assert Record.open(record.file, {"seed": 0}, force=True).tried == []
 
 
-def recipe_of(search: dict[str, Any]) -> Recipe:
-    return resolve_recipe(SETTINGS | {"threads": 1, "search": search}, Path("small"))
+def recipe_of(goal: dict[str, Any]) -> Recipe:
+    return resolve_recipe(SETTINGS | {"threads": 1, "goal": goal}, Path("small"))
 
 
 def test_an_accuracy_that_is_missed_is_told_by_the_exit_code(searched: tuple[Path, str], tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_an_accuracy_that_is_missed_is_told_by_the_exit_code(searched: tuple[Pat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"search": {"objektive": "size"}}, "'objective'"),
-        ({"search": {"objective": "speed"}}, "objective"),
-        ({"search": {"minutes": 0}}, "minutes"),
-        ({"search": {"min_accuracy": "most"}}, "most is no accuracy"),
-        ({"search": {"min_accuracy": "120%"}}, "120% is no accuracy"),
-        ({"search": 60}, "mapping"),
-        ({"search": {}, "prune": {"rate": 0.3}}, "rate is a budget"),
+        ({"goal": {"objektive": "size"}}, "'objective'"),
+        ({"goal": {"objective": "speed"}}, "objective"),
+        ({"goal": {"minutes": 0}}, "minutes"),
+        ({"goal": {"min_accuracy": "most"}}, "most is no accuracy"),
+        ({"goal": {"min_accuracy": "120%"}}, "120% is no accuracy"),
+        ({"goal": 60}, "mapping"),
+        ({"goal": {}, "prune": {"rate": 0.3}}, "rate is a budget"),
     ],
 )
 def test_what_is_wrong_is_named(settings: dict[str, Any], said: str) -> None:

@@ -26,11 +26,12 @@ from slimkit.cli.quantize import quantize
 from slimkit.cli.report import report
 from slimkit.cli.score import score
 from slimkit.cli.train import train
+from slimkit.cli.tune import tune
 from slimkit.cli.values import FlagsCommand
 from slimkit.memory import keep_freed_memory
 from slimkit.waiting import limit_spinning
 
-COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, report, export, env)
+COMMANDS = (train, prune, distill, quantize, inspect, benchmark, score, compress, tune, report, export, env)
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 a budget or a check was missed, 130 interrupted, 143 terminated."
 
 app = typer.Typer(

@@ -14,11 +14,11 @@ from slimkit.core.options import (
     DEFAULT_RATE,
     DISTILL_EPOCHS,
     Device,
+    GoalOptions,
     Interpolation,
     Objective,
     QuantizeOptions,
     Scheme,
-    SearchOptions,
     TrainOptions,
 )
 from slimkit.core.sizes import Size
@@ -33,9 +33,9 @@ STAGE_FLAGS = {  # where in a recipe each flag of a single stage belongs
     "rate": ("prune", "rate"),
     "distill_epochs": ("distill", "epochs"),
     "scheme": ("quantize", "scheme"),
-    "objective": ("search", "objective"),
-    "min_accuracy": ("search", "min_accuracy"),
-    "minutes": ("search", "minutes"),
+    "objective": ("goal", "objective"),
+    "min_accuracy": ("goal", "min_accuracy"),
+    "minutes": ("goal", "minutes"),
 }
 ABOUT_THE_RUN = ("config", "output", "force")
 
@@ -119,12 +119,12 @@ class CompressOptions:
         "--min-accuracy",
         metavar="95%|POINTS",
         help="What the search is to keep on held-out training images: a share of the baseline's accuracy, or points.",
-        show_default=SearchOptions.min_accuracy,
+        show_default=GoalOptions.min_accuracy,
     ),
     minutes=typer.Option(
         "--minutes",
         help="Time for the search and the training that follows it; the baseline's own training comes before.",
-        show_default=f"{SearchOptions.minutes:g}",
+        show_default=f"{GoalOptions.minutes:g}",
     ),
     force=typer.Option("--force", "-f", help="Start over, in place of going on after the last finished stage."),
 )
@@ -135,7 +135,7 @@ def compress(options: CompressOptions, output: Output) -> None:
 
     settings = options.over(read_settings(options.config) if options.config else {})
     recipe = resolve_recipe(settings, options.output, source=str(options.config or "the recipe"))
-    found = search_recipe(recipe, force=options.force, progress=output.progress) if recipe.search else None
+    found = search_recipe(recipe, force=options.force, progress=output.progress) if recipe.goal else None
     force = options.force and not found  # which has started over already
     report = run_recipe(found.recipe if found else recipe, force=force, progress=output.progress)
     figures = {name: {"before": before, "after": after} for name, before, after in report.rows}

@@ -52,7 +52,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     try:
         data = yaml.load(file.read_text(encoding="utf-8-sig"), _loader()) or {}  # a safe one
     except FileNotFoundError:
-        raise UsageError(f"There is no file {file}.", "Give --config a YAML file that exists.") from None
+        raise UsageError(f"There is no file {file}.", "Name a YAML file that exists.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(
             f"{file} can't be read as YAML: {_reason(error)}.", "Write it as `key: value` lines."

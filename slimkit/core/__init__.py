@@ -42,6 +42,7 @@ _HOME = {
     "run_score": "scoring.run",
     "run_sensitivity": "stages",
     "run_train": "stages",
+    "run_tune": "tune.run",
     "write_folder": "folder",
     "write_image_folder": "data",
 }

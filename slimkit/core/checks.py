@@ -12,12 +12,12 @@ from slimkit.core.errors import UsageError
 from slimkit.core.options import (
     WEIGHT_BITS,
     DistillOptions,
+    GoalOptions,
     ModelOptions,
     PruneOptions,
     QuantizeOptions,
     SandboxOptions,
     ScoreOptions,
-    SearchOptions,
     TrainOptions,
 )
 from slimkit.core.sizes import covers, show_size
@@ -90,6 +90,7 @@ RANGES = {
     "calibration_images": IMAGES,
     "weight_bits": Range(min(WEIGHT_BITS), max(WEIGHT_BITS), "8"),
     "runs": RUNS,
+    "trials": Range(1, 1_000_000, "50"),
     "restarts": Range(0, 1000, "3"),
     "min_seconds": dataclasses.replace(POSITIVE, example="10"),
     "precision": Range(0, 100, "2", above=True),
@@ -126,7 +127,7 @@ def check_options(options: Any, source: str | None = None) -> None:
         _check_quantize(options)
     elif isinstance(options, ScoreOptions):
         _check_score(options)
-    elif isinstance(options, SearchOptions):
+    elif isinstance(options, GoalOptions):
         parse_min_accuracy(options.min_accuracy, 100.0)
 
 

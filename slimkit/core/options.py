@@ -191,8 +191,8 @@ class QuantizeOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """`slimkit compress --objective`: what the search for a recipe's MACs and bits is to find."""
+class GoalOptions:
+    """`slimkit compress --objective`: what a search for the recipe's MACs and bits is to find."""
 
     objective: Objective = "score"
     min_accuracy: str = "95%"  # of the baseline's on held-out training images; without %: points

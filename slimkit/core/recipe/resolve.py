@@ -20,10 +20,10 @@ from slimkit.core.options import (
     OF_ONE_RUN,
     CommonOptions,
     DistillOptions,
+    GoalOptions,
     PruneOptions,
     QuantizeOptions,
     ScoreOptions,
-    SearchOptions,
     TrainOptions,
     plain_options,
 )
@@ -52,13 +52,15 @@ class Recipe:
 
     root: Path  # where outputs are written that the recipe does not place itself
     stages: Mapping[str, Stage]
-    search: SearchOptions | None = None  # that is to choose the MACs, the minutes of distillation and the bits first
+    goal: GoalOptions | None = (
+        None  # of a search that is to choose the MACs, the minutes of distillation and the bits first
+    )
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `resolve_recipe` takes again."""
         stages: dict[str, Any] = {"output": str(self.root)}
-        if self.search:
-            stages["search"] = dataclasses.asdict(self.search)
+        if self.goal:
+            stages["goal"] = dataclasses.asdict(self.goal)
         before = None
         for name, options in self.stages.items():
             usual = _places(name, self.root, before)
@@ -75,14 +77,14 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source
     Raises UsageError that names an unknown or wrong option.
     """
     try:
-        reject_unknown(settings, [*SECTIONS, *_STARTING, *_SHARED, "output", "search"], source)
+        reject_unknown(settings, [*SECTIONS, *_STARTING, *_SHARED, "output", "goal"], source)
         root = parse_options(_Root, {"output": settings.get("output", "")}, source).output if root is None else root
         stages: dict[str, Stage] = {}
         for name, cls in SECTIONS.items():
             before = list(stages.values())[-1] if stages else None
             values = _places(name, root, before) | _section(name, settings, source)
             stages[name] = parse_options(cls, values, f"{source}: {name}")
-        search = _search(settings.get("search"), f"{source}: search")
+        goal = _goal(settings.get("goal"), f"{source}: goal")
     except FieldError as error:
         raise UsageError(
             str(error) + "." * (not str(error).endswith("?")),
@@ -93,20 +95,20 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source
     assert isinstance(stages["prune"], PruneOptions)  # the section called prune
     if stages["prune"].sensitivity:
         raise UsageError(f"{source}: prune: sensitivity is a report, and prunes nothing.", "Leave it out.")
-    if search and stages["prune"].budgets:
+    if goal and stages["prune"].budgets:
         raise UsageError(
-            f"{source}: prune: {stages['prune'].budgets[0]} is a budget, which the search is to choose.",
-            "Give either the budget or what the search is to find.",
+            f"{source}: prune: {stages['prune'].budgets[0]} is a budget, which a search for the goal is to choose.",
+            "Give either the budget or the goal.",
         )
-    return Recipe(root, stages | {"train": _without_needless_training(stages["train"])}, search)
+    return Recipe(root, stages | {"train": _without_needless_training(stages["train"])}, goal)
 
 
-def _search(section: object, source: str) -> SearchOptions | None:
+def _goal(section: object, source: str) -> GoalOptions | None:
     if section is None:
         return None
     if not isinstance(section, Mapping):
         raise FieldError(f"{source} should be a mapping of options")
-    options = parse_options(SearchOptions, section, source)
+    options = parse_options(GoalOptions, section, source)
     check_options(options, source)
     return options
 

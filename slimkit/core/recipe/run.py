@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,27 @@ class CompressReport:
 
 
 def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> CompressReport:
-    """Run the stages that are not finished yet, and report before and after.
-
-    A stage is finished when it was run with these very options and its result is unchanged. Raises FolderError, before
-    any work, where a stage that has to run would replace what the recipe did not make or what was changed since, unless
-    `force` is given. The results of the stages before one that fails stay.
-    """
-    state = make_stages(recipe, list(recipe.stages), force=force, progress=progress)
+    """Run the stages that are not finished yet, and report before and after. Raises as `run_stages`."""
+    state = run_stages(recipe, tuple(recipe.stages), force=force, progress=progress)
     return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
 
 
-def make_stages(recipe: Recipe, wanted: Sequence[str], *, force: bool, progress: Progress) -> dict[str, Any]:
-    """Run those of the stages `wanted` that are not finished yet; gives what the recipe's state file holds then.
+def run_stages(
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    known: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run those of the first stages `names` that are not finished yet; gives the state of all that are known.
 
-    Raises as `run_recipe`, also for what later stages would replace.
+    A stage is finished when it was run with these very options and its result is unchanged, here or in another recipe
+    that gave the state `known`. Raises FolderError, before any work, where a stage that has to run, now or later, would
+    replace what the recipe did not make or what was changed since, unless `force` is given. The results of the stages
+    before one that fails stay.
     """
-    state = read_state(recipe.root / STATE_FILE, force)
+    state = dict(known or {}) | read_state(recipe.root / STATE_FILE, force)
     finished = finished_stages(recipe, state)
     for name, options in recipe.stages.items():
         if name not in finished:
@@ -82,7 +87,7 @@ def make_stages(recipe: Recipe, wanted: Sequence[str], *, force: bool, progress:
     if force:
         adopt_outputs(recipe, state)
     write_recipe(recipe, state, force)
-    for name in wanted:
+    for name in names:
         options = recipe.stages[name]
         if name in finished:
             log.info("%s is finished: %s", name, options.output)

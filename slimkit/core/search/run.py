@@ -20,10 +20,10 @@ from slimkit.core.folder import read_metadata, weights_file
 from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.lineage import weights_sha256
-from slimkit.core.options import DistillOptions, PruneOptions, QuantizeOptions, SearchOptions, plain_options
+from slimkit.core.options import DistillOptions, GoalOptions, PruneOptions, QuantizeOptions, plain_options
 from slimkit.core.progress import Progress, silent
 from slimkit.core.recipe import Recipe
-from slimkit.core.recipe.run import make_stages
+from slimkit.core.recipe.run import run_stages
 from slimkit.core.scoring.formula import Figures, score
 from slimkit.core.search.plot import draw_search
 from slimkit.core.search.record import Choice, Record, Tried
@@ -59,15 +59,15 @@ class Found:
 
 
 def search_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> Found:
-    """Make the recipe's baseline, then choose its MACs, minutes of distillation and bits as `recipe.search` asks.
+    """Make the recipe's baseline, then choose its MACs, minutes of distillation and bits as its goal asks.
 
     A search that was stopped goes on; one that is finished gives the same again. Raises UsageError where nothing is to
     be searched, and what the stages raise.
     """
-    if recipe.search is None:
-        raise UsageError("The recipe has no search.", "Give it a section `search`.")
-    make_stages(recipe, ["train"], force=force, progress=progress)
-    search = _Search(recipe, recipe.search, force, progress)
+    if recipe.goal is None:
+        raise UsageError("The recipe has no goal to search for.", "Give it a section `goal`.")
+    run_stages(recipe, ["train"], force=force, progress=progress)
+    search = _Search(recipe, recipe.goal, force, progress)
     choice = search.choose()
     picture = search.folder / "search.png"
     write_atomically(picture, draw_search(search.record.tried, search.baseline, search.target))
@@ -100,7 +100,7 @@ def _chosen(recipe: Recipe, choice: Choice) -> Recipe:
 class _Search:
     """A search on its way."""
 
-    def __init__(self, recipe: Recipe, options: SearchOptions, force: bool, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, options: GoalOptions, force: bool, progress: Progress) -> None:
         self._recipe, self._options, self._progress = recipe, options, progress
         self._source = recipe.stages["train"].output
         self.folder = recipe.root / "runs" / "search"
@@ -130,7 +130,7 @@ class _Search:
         """What the answers hang on."""
         stages = {name: plain_options(self._recipe.stages[name]) for name in ("prune", "distill", "quantize")}
         return {
-            "search": dataclasses.asdict(self._options),
+            "goal": dataclasses.asdict(self._options),
             "baseline": weights_sha256(self._source),
             "stages": stages,
         }
@@ -179,7 +179,7 @@ class _Search:
         """Of those that keep the accuracy, the bits with the best objective; 8 where none does."""
         source = self.record.find(share, "trained") or self.record.find(share, "cut") or self._cut(share)
         if source is None:
-            raise MissedError(f"The baseline can't be cut to {share:g} of its MACs.", "Give a recipe without a search.")
+            raise MissedError(f"The baseline can't be cut to {share:g} of its MACs.", "Give a recipe without a goal.")
         rounded = [found for bits in BITS if (found := self._rounded(source, bits))]
         baseline, *timed = self._timed(rounded)
         reaching = [each for each in timed if each.accuracy >= self.target]
