@@ -33,6 +33,7 @@ from slimkit.core.pruning.sensitivity_plot import draw_sensitivity
 from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.core.run import checked, output_files
+from slimkit.core.training.curves import draw_curves
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.stage import train
 
@@ -115,6 +116,8 @@ def _run_training(
     data.require_labels(what)
     data = data if options.epochs == 0 else data.without_unreadable(progress)
     result = _write(work(classifier, data, options, progress, files), classifier, data, options, progress)
+    if options.plot and options.epochs != 0:
+        write_atomically(files.curves, draw_curves(files.metrics))
     files.remove()
     return result
 

@@ -19,7 +19,13 @@ from slimkit.core.training.layout import memory_format
 
 log = logging.getLogger("slimkit")
 
-FREE = ("output", "checkpoint_minutes", "threads")  # options that may change; threads are compared as what was taken
+FREE = (
+    "output",
+    "checkpoint_minutes",
+    "threads",
+    "plot",
+    "tensorboard",
+)  # options that may change; threads are compared as what was taken
 Run = dict[str, Any]  # texts, numbers and lists
 
 

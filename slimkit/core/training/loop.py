@@ -108,7 +108,8 @@ class _Training:
         self._options, self._data = plan.options, views.data
         begun = files.begun if files else time.monotonic()
         self._begun = begun - state.seconds  # as if it had never been interrupted
-        self._metrics = Metrics(files.metrics if files and (state.steps or plan.options.minutes) else None, state.step)
+        kept = files if state.steps or plan.options.minutes else None
+        self._metrics = Metrics(kept.metrics if kept else None, state.step, kept.board if kept else None)
         minutes = plan.options.minutes
         self._budget = Budget(minutes, plan, len(self._data.holdout)) if minutes else None
 
