@@ -63,11 +63,10 @@ def fit(
 ) -> Trained:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch on the held-out images.
 
-    With `options.ema` these are the averaged ones.
-
     `class_names` are those of the module's outputs; the data's classes are found among them by name. `loss_data` are
     the same images in the preprocessing of the loss's own network, where that is another than the module's. With
     `files` the training is kept there, and goes on from there if they say so.
+    With `options.ema` the averaged weights are evaluated and kept.
     Raises ModelError where the loss is not finite again and again, DataError for a class that the module does not know.
     """
     classes = label_map(class_names, data.class_names)
