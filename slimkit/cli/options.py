@@ -96,6 +96,10 @@ FLAGS: dict[str, Any] = {
         metavar="ALPHA",
         help="Paste a part of another image into each training image, likewise; with --mixup, either half of the time.",
     ),
+    "plot": typer.Option("--plot", help="Draw the course of the training: OUTPUT.curves.png."),
+    "tensorboard": typer.Option(
+        "--tensorboard", help="Write the course of the training for TensorBoard, too: OUTPUT.tensorboard/."
+    ),
     "batch_size": typer.Option("--batch-size", help="Images per step, of all processes together."),
     "optimizer": typer.Option(
         "--optimizer",

@@ -96,6 +96,8 @@ class LongRunOptions:
     cutout: float = 0.0  # side of a square that is hidden, as a share of the image's sides
     mixup: float = 0.0  # alpha of the Beta distribution that shares are drawn from; 0: without
     cutmix: float = 0.0  # likewise
+    plot: bool = False  # the course as a picture, in OUTPUT.curves.png
+    tensorboard: bool = False  # the course in OUTPUT.tensorboard/ too
 
 
 @dataclass(frozen=True, kw_only=True)

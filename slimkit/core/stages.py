@@ -35,6 +35,7 @@ from slimkit.core.pruning.stage import measure_sensitivity, prune_to_budget
 from slimkit.core.quantization.stage import quantize_for
 from slimkit.core.run import checked, output_files
 from slimkit.core.torchrun import launch
+from slimkit.core.training.curves import draw_curves
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.ranks import Ranks, first_of_machine_first, joined_ranks
 from slimkit.core.training.stage import train
@@ -137,6 +138,8 @@ def _run_training(
         def write() -> StageResult:
             result = _write(made, classifier, data, options, progress)
             if files:
+                if options.plot and options.epochs != 0:
+                    write_atomically(files.curves, draw_curves(files.metrics))
                 files.remove()
             return result
 

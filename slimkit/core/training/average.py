@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import nn
+
+log = logging.getLogger("slimkit")
 
 YOUNG = 10  # steps: the average of so few is their mean, about, whatever the decay
 
@@ -15,6 +18,7 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         """Start with those of `module`."""
+        log.info("evaluated and kept is the average of the weights, with a decay of %g a step", decay)
         self.module = copy.deepcopy(module).requires_grad_(False)
         self._decay = decay
 

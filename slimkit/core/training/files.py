@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slimkit.core.errors import FolderError
+from slimkit.core.files import require_file
 from slimkit.core.options import DistillOptions, TrainOptions
+from slimkit.core.training.board import require_tensorboard
 from slimkit.core.training.checkpoint import checkpoint_folder, has_checkpoint, remove_checkpoints
 from slimkit.core.training.identity import Run
 from slimkit.core.training.metrics import require_metrics
@@ -21,13 +23,17 @@ class TrainingFiles:
     output: Path
     every: float  # seconds between two checkpoints
     resume: bool
+    tensorboard: bool = False
     run: Run = field(default_factory=dict)  # as `describe_run` gives it
     begun: float = field(default_factory=time.monotonic)  # when the command that trains was
 
     @classmethod
     def of(cls, options: TrainOptions | DistillOptions) -> TrainingFiles:
-        """Those of a command. Raises FolderError where a training was left there that is not to be lost unasked."""
-        files = cls(options.output, 60 * options.checkpoint_minutes, options.resume)
+        """Those of a command. Raises FolderError where a training was left there that is not to be lost unasked.
+
+        Raises UsageError for what a package is missing for.
+        """
+        files = cls(options.output, 60 * options.checkpoint_minutes, options.resume, options.tensorboard)
         if has_checkpoint(files.folder) and not options.resume:
             if not options.force:
                 raise FolderError(
@@ -36,6 +42,10 @@ class TrainingFiles:
                 )
             files.remove()
         require_metrics(files.metrics)
+        if options.plot:
+            require_file(files.curves, options.force or options.resume)
+        if options.tensorboard:
+            require_tensorboard()
         return files
 
     @property
@@ -47,6 +57,16 @@ class TrainingFiles:
     def metrics(self) -> Path:
         """Where the course of the training is written."""
         return self.output.with_name(f"{self.output.name}.metrics.jsonl")
+
+    @property
+    def curves(self) -> Path:
+        """Where it is drawn."""
+        return self.output.with_name(f"{self.output.name}.curves.png")
+
+    @property
+    def board(self) -> Path | None:
+        """Where it is written for TensorBoard, if it is."""
+        return self.output.with_name(f"{self.output.name}.tensorboard") if self.tensorboard else None
 
     def of_run(self, run: Run) -> TrainingFiles:
         """The same for a training that is known now."""

@@ -20,7 +20,13 @@ from slimkit.core.training.ranks import Ranks
 
 log = logging.getLogger("slimkit")
 
-FREE = ("output", "checkpoint_minutes", "threads")  # options that may change; threads are compared as what was taken
+FREE = (
+    "output",
+    "checkpoint_minutes",
+    "threads",
+    "plot",
+    "tensorboard",
+)  # options that may change; threads are compared as what was taken
 Run = dict[str, Any]  # texts, numbers and lists
 
 

@@ -64,11 +64,10 @@ def fit(
 ) -> Trained:
     """Train `module` in place; it ends in eval mode with the weights of its best epoch on the held-out images.
 
-    With `options.ema` these are the averaged ones.
-
     `class_names` are those of the module's outputs; the data's classes are found among them by name. `loss_data` are
     the same images in the preprocessing of the loss's own network, where that is another than the module's. With
     `files` the training is kept there, and goes on from there if they say so.
+    With `options.ema` the averaged weights are evaluated and kept.
     Raises ModelError where the loss is not finite again and again, DataError for a class that the module does not know.
     """
     classes, ranks = label_map(class_names, data.class_names), options.ranks
@@ -110,7 +109,8 @@ class _Training:
         self._options, self._ranks, self._data = plan.options, plan.options.ranks, views.data
         begun = files.begun if files else time.monotonic()
         self._begun = begun - state.seconds  # as if it had never been interrupted
-        self._metrics = Metrics(files.metrics if files and (state.steps or plan.options.minutes) else None, state.step)
+        kept = files if state.steps or plan.options.minutes else None
+        self._metrics = Metrics(kept.metrics if kept else None, state.step, kept.board if kept else None)
         minutes = plan.options.minutes
         self._budget = Budget(minutes, plan, len(self._data.holdout)) if minutes else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from slimkit.core.errors import FolderError
 from slimkit.core.files import write_atomically
+from slimkit.core.training.board import Board
 from slimkit.core.training.state import State
 
 EVERY = 10  # steps between two lines
@@ -30,15 +31,19 @@ def require_metrics(file: Path) -> None:
 class Metrics:
     """Writes the course of a training as it goes on."""
 
-    def __init__(self, file: Path | None, step: int) -> None:
-        """Without `file` nothing is written. Of a file that is there the lines up to `step` are kept."""
+    def __init__(self, file: Path | None, step: int, board: Path | None = None) -> None:
+        """Without `file` nothing is written. Of a file that is there the lines up to `step` are kept.
+
+        board: the folder for TensorBoard, if it is to have them too.
+        """
         self.images_per_second = 0.0
         self._file = file
         self._images, self._since = 0, time.monotonic()
         if file is not None:
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if step and file.exists() else []
-            kept = [line for line in lines if _parsed(line).get("step", step + 1) <= step]
+            lines = read_metrics(file) if step and file.exists() else []
+            kept = [json.dumps(line) for line in lines if line.get("step", step + 1) <= step]
             write_atomically(file, "".join(f"{line}\n" for line in kept))
+        self._board = Board(board, step) if file and board else None
 
     def step(self, state: State, loss: float, rate: float, images: int) -> None:
         """A step was taken."""
@@ -65,13 +70,22 @@ class Metrics:
         self._since, self._images = now, 0
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | {"images_per_second": round(self.images_per_second, 1)}) + "\n")
+        if self._file is None:
+            return
+        line |= {"images_per_second": round(self.images_per_second, 1)}
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board:
+            self._board.write(line)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of such a file; an empty one where a process was killed while it wrote."""
+    return [_parsed(line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """The object in a line; an empty one where a process was killed while it wrote."""
+    """The object in a line; an empty one where there is none."""
     try:
         parsed = json.loads(line)
     except ValueError:

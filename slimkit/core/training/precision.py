@@ -23,12 +23,12 @@ def precision_of(bfloat16: bool, size: int) -> Literal["bfloat16", "float32"]:
 
 
 def prefers_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there. A CPU without AVX512-BF16 or AMX emulates it, far slower.
+    """Whether bfloat16 is faster than float32 there. What has no instructions for it emulates it, far slower.
 
     The answer hangs on the machine, so a training asks once and records it.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and _cpu_prefers_bfloat16()
 
 

@@ -85,9 +85,7 @@ class Views:
         for pixels, labels, indices in data.train.batches(order, own_size):
             if len(indices) == 1:  # the others of its batch can't be read, and BatchNorm wants two
                 pixels, labels, indices = (torch.cat([each, each]) for each in (pixels, labels, indices))
-            pixels = pixels.to(options.device)  # a quarter of what the inputs would be, and augmented faster there
-            yield (
-                augment(pixels, indices, wanted, **keys, flip=data.flip, size=size(), augmentation=how),
-                labels,
-                indices,
-            )
+            if options.device.type == "cuda":  # a quarter of what the inputs would be, and augmented faster there
+                pixels = pixels.to(options.device)
+            inputs = augment(pixels, indices, wanted, **keys, flip=data.flip, size=size(), augmentation=how)
+            yield inputs.to(options.device), labels, indices
