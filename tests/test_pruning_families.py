@@ -116,6 +116,30 @@ def test_what_can_not_be_cut_is_left_and_torchvision_network() -> None:
     assert pruned.module.hidden.out_features == 8
 
 
+class Heads(nn.Module):
+    """Attention as timm writes it: one layer for queries, keys and values, picked by their number, of several heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 4, stride=4), nn.LayerNorm(16)
+        self.qkv, self.proj, self.head = nn.Linear(16, 3 * 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).flatten(2).transpose(1, 2))
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        return self.head(x.mean(1))
+
+
+def test_heads_lose_the_same_offsets_of_queries_keys_and_values() -> None:
+    torch.manual_seed(0)
+    pruned = prune_module(unsettled(Heads()), (3, 16, 16), rate=0.5)
+    assert pruned.module.get_submodule("qkv").weight.shape == (3 * 2 * 4, 16)
+    assert pruned.module.get_submodule("proj").weight.shape == (16, 2 * 4)
+    assert set(pruned.report.whole) == {"stem", "proj", "head"}
+
+
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_weight_that_is_computed_is_cut_as_its_values(norm: Callable[[nn.Module], nn.Module]) -> None:
