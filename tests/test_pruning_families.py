@@ -172,6 +172,17 @@ def test_a_mean_over_channels_counts_those_that_are_gone_as_zero() -> None:
         torch.testing.assert_close(cut(images), wanted)
 
 
+def test_a_network_that_stays_whole_for_the_most_part_says_so() -> None:
+    torch.manual_seed(0)
+    report = prune_module(unsettled(Heads()), (3, 16, 16), rate=0.5).report
+    left = report.after.macs / report.before.macs
+    assert left > 2 / 3
+    assert report.shortfall == (
+        f"Only {1 - left:.1%} of the multiply-adds went with 50.0% of the channels that can be cut: "
+        "most are in layers that stay whole."
+    )
+
+
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_weight_that_is_computed_is_cut_as_its_values(norm: Callable[[nn.Module], nn.Module]) -> None:
