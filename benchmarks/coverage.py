@@ -89,14 +89,14 @@ def main() -> None:
 def try_network(name: str) -> dict[str, str]:
     """What became of the network in each column."""
     try:
-        classifier, images = make_classifier(name)
+        classifier, images, noise = make_classifier(name)
     except SlimkitError as error:
         return dict.fromkeys(COLUMNS, f"refused: {error}")
     made: dict[str, Classifier] = {}
     return {
         "prune": _answer(lambda: _pruned(classifier, made)),
-        "static": _answer(lambda: _quantized(classifier, "static", images, made)),
-        "dynamic": _answer(lambda: _quantized(classifier, "dynamic", images, made)),
+        "static": _answer(lambda: _quantized(classifier, "static", images, noise, made)),
+        "dynamic": _answer(lambda: _quantized(classifier, "dynamic", images, noise, made)),
         "onnx float": _answer(lambda: _exported(classifier)),
         "onnx int8": _answer(lambda: _int8_exported(classifier, made["static"], images))
         if "static" in made
@@ -105,14 +105,14 @@ def try_network(name: str) -> dict[str, str]:
     }
 
 
-def make_classifier(name: str) -> tuple[Classifier, Tensor]:
-    """A network that amplifies no noise, as far as there is such, and images for it."""
+def make_classifier(name: str) -> tuple[Classifier, Tensor, float]:
+    """A network that amplifies no noise, as far as there is such, images for it, and what noise costs there."""
     made = []
     for size in _sizes(name):
         made.append(_with_statistics(name, size))
-        if noise_cost(made[-1][0].module, made[-1][1]) <= QUIET:
+        if made[-1][2] <= QUIET:
             break
-    return min(made, key=lambda pair: noise_cost(pair[0].module, pair[1]))
+    return min(made, key=lambda each: each[2])
 
 
 def _sizes(name: str) -> tuple[int, ...]:
@@ -123,14 +123,14 @@ def _sizes(name: str) -> tuple[int, ...]:
     return tuple(size for start, size in FIXED.items() if name.startswith(start)) or SIZES
 
 
-def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor]:
+def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor, float]:
     torch.manual_seed(0)
     shape = (3, size, size)
     images = functional.interpolate(torch.randn(IMAGES, 3, size // 8, size // 8), scale_factor=8.0, mode="bilinear")
     if is_own(name):
         as_it_comes = build_own(name, CLASSES, {})
-        network = min(_candidates(as_it_comes, images), key=lambda network: noise_cost(network, images))
-        return as_classifier(network, None, Preprocessing(resize=size, crop=size), model=name), images
+        network, noise = _quietest(as_it_comes, images)
+        return as_classifier(network, None, Preprocessing(resize=size, crop=size), model=name), images, noise
     module = torchvision_network(name, CLASSES)
     architecture = Architecture(
         model_type=name,
@@ -144,8 +144,13 @@ def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor]:
     )
     built = build_model(architecture.to_dict())
     built.load_state_dict(module.state_dict())
-    network = min(_candidates(built, images), key=lambda network: noise_cost(network, images))
-    return Classifier(network, architecture), images
+    network, noise = _quietest(built, images)
+    return Classifier(network, architecture), images, noise
+
+
+def _quietest(built: nn.Module, images: Tensor) -> tuple[nn.Module, float]:
+    """The candidate that amplifies noise the least, and what noise costs it."""
+    return min(((each, noise_cost(each, images)) for each in _candidates(built, images)), key=lambda pair: pair[1])
 
 
 def _candidates(built: nn.Module, images: Tensor) -> list[nn.Module]:
@@ -197,12 +202,14 @@ def _pruned(classifier: Classifier, made: dict[str, Classifier]) -> str:
     return f"right ({left:.0%} of the MACs, {result.report.reached:.0%} of the channels went)"
 
 
-def _quantized(classifier: Classifier, scheme: Scheme, images: Tensor, made: dict[str, Classifier]) -> str:
+def _quantized(
+    classifier: Classifier, scheme: Scheme, images: Tensor, noise: float, made: dict[str, Classifier]
+) -> str:
     reduce = cpu_arithmetic().saturates  # as the command does
     made[scheme] = quantize(classifier, scheme=scheme, calibration=[images], reduce_range=reduce).classifier
     with torch.no_grad():
         wanted, given = classifier.module(images), made[scheme].module(images)
-    cost, noise = _unlikeness(wanted, given), noise_cost(classifier.module, images)
+    cost = _unlikeness(wanted, given)
     is_right = cost <= max(UNLIKE, TIMES * noise)
     return f"{'right' if is_right else 'wrong'} (1 - cosine: {cost:.3f}, of noise {noise:.3f})"
 
@@ -231,7 +238,8 @@ def _same_bits(classifier: Classifier, images: Tensor) -> str:
 
 def _parameters(name: str) -> int:
     if is_own(name):
-        return sum(parameter.numel() for parameter in build_own(name, CLASSES, {}).parameters())
+        with torch.device("meta"):  # no time for random numbers
+            return sum(parameter.numel() for parameter in build_own(name, CLASSES, {}).parameters())
     weights = import_torchvision().models.get_model_weights(name)
     return int(next(iter(weights)).meta["num_params"])
 

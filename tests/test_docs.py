@@ -14,7 +14,7 @@ def table() -> str:
     rows = ["| operation | pruning | int8 |", "| --- | --- | --- |"]
     for name in OPERATIONS:
         pruning = "stay" if RULES[name] is opaque else "cut"
-        int8 = name in READERS or name in LAYERS or name == "arange"  # which is computed for the size of the images
+        int8 = name in READERS or name in LAYERS or name in ("arange", "full")  # computed for the size of the images
         rows.append(f"| {name} | {pruning} | {'yes' if int8 else 'refused'} |")
     return "\n".join(rows) + "\n"
 

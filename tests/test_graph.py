@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError
 from slimkit.core.graph import Graph, capture
+from slimkit.core.graph.capture import network_of
 from slimkit.standalone.model import GraphNetwork, torchvision_network
 
 SHAPE = (3, 32, 32)
@@ -222,6 +223,28 @@ class Computing(nn.Module):
         return F.linear(x, first) - F.linear(x, second)
 
 
+class Shared(nn.Module):
+    """Values that the code makes for each image, through a weight and of constants alone, and one for all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(x.shape[0], 2, 1, 1)
+        return (self.conv(x) * self.mix(ones) + ones.sum((1, 2, 3), keepdim=True)).mean((2, 3)) / ones.mean()
+
+
+def test_what_is_alike_for_each_image_is_computed_once() -> None:
+    torch.manual_seed(0)
+    module = Shared().eval()
+    graph = capture(module, SHAPE)
+    assert "full" not in [node.operation for node in graph.nodes]
+    for count in (1, 3):
+        with torch.no_grad():
+            torch.testing.assert_close(graph.network()(images(count)), module(images(count)))
+
+
 def test_what_is_computed_keeps_apart_and_is_trained() -> None:
     module = Computing().eval()
     graph = capture(module, SHAPE)
@@ -276,6 +299,18 @@ def test_a_network_that_looks_like_one_from_before_is_its_own() -> None:
     for other in others:
         assert_same_bits(other, capture(other, SHAPE).network(), (2, 32))
     assert [node.operation for node in capture(others[0], SHAPE).nodes] == ["conv2d", "mul", "relu6", "mean"]
+
+
+def test_the_network_of_a_graph_knows_the_users_lines() -> None:
+    graph = capture(Small().eval(), SHAPE)
+    network = network_of(graph)
+    with torch.no_grad():
+        network.tensor("conv.weight").zero_()  # it stands for what it has now
+    again = capture(network, SHAPE)
+    assert [node.source for node in again.nodes] == [node.source for node in graph.nodes]
+    assert "test_graph.py" in again.nodes[0].source
+    assert again.tensors["conv.weight"] is network.tensor("conv.weight")
+    assert_same_bits(network, again.network(), (2, 32))
 
 
 def test_values_that_decide_are_refused_with_the_line() -> None:

@@ -116,6 +116,73 @@ def test_what_can_not_be_cut_is_left_and_torchvision_network() -> None:
     assert pruned.module.hidden.out_features == 8
 
 
+class Heads(nn.Module):
+    """Attention as timm writes it: one layer for queries, keys and values, picked by their number, of several heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 4, stride=4), nn.LayerNorm(16)
+        self.qkv, self.proj, self.head = nn.Linear(16, 3 * 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).flatten(2).transpose(1, 2))
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        return self.head(x.mean(1))
+
+
+def test_heads_lose_the_same_offsets_of_queries_keys_and_values() -> None:
+    torch.manual_seed(0)
+    pruned = prune_module(unsettled(Heads()), (3, 16, 16), rate=0.5)
+    assert pruned.module.get_submodule("qkv").weight.shape == (3 * 2 * 4, 16)
+    assert pruned.module.get_submodule("proj").weight.shape == (16, 2 * 4)
+    assert set(pruned.report.whole) == {"stem", "proj", "head"}
+
+
+class ResponseNorm(nn.Module):
+    """ConvNeXt V2's: each channel is compared with the mean of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.scale, self.shift = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        size = x.norm(p=2, dim=(1, 2), keepdim=True)
+        x = x + torch.addcmul(
+            self.shift.view(1, 1, 1, -1), self.scale.view(1, 1, 1, -1), x * size / size.mean(-1, True)
+        )
+        return self.head(x.mean((1, 2)))
+
+
+def test_a_mean_over_channels_counts_those_that_are_gone_as_zero() -> None:
+    torch.manual_seed(0)
+    module, images = ResponseNorm(), torch.randn(5, 3, 8, 8)
+    cut = prune_module(module, (3, 8, 8), rate=0.5).module
+    left = [i for i in range(8) if (cut.get_submodule("stem").weight == module.stem.weight[i]).all((1, 2, 3)).any()]
+    assert len(left) == 4
+    with torch.no_grad():
+        x = module.stem(images)[:, left]
+        size = x.pow(2).sum((2, 3), keepdim=True).sqrt()
+        scale, shift = (vector[left].view(-1, 1, 1) for vector in (module.scale, module.shift))
+        x = x + shift + scale * x * size / (size.sum(1, keepdim=True) / 8)
+        wanted = x.mean((2, 3)) @ module.head.weight[:, left].T + module.head.bias
+        torch.testing.assert_close(cut(images), wanted)
+
+
+def test_a_network_that_stays_whole_for_the_most_part_says_so() -> None:
+    torch.manual_seed(0)
+    report = prune_module(unsettled(Heads()), (3, 16, 16), rate=0.5).report
+    left = report.after.macs / report.before.macs
+    assert left > 2 / 3
+    assert report.shortfall == (
+        f"Only {1 - left:.1%} of the multiply-adds went with 50.0% of the channels that can be cut: "
+        "most are in layers that stay whole."
+    )
+
+
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_weight_that_is_computed_is_cut_as_its_values(norm: Callable[[nn.Module], nn.Module]) -> None:

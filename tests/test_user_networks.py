@@ -17,7 +17,7 @@ from slimkit.core.quantization.convert import Scheme, quantize
 # What users write seldom, and what picks by values: in an int8 network these are refused
 NO_INT8_FORM = """
 adaptive_avg_pool1d adaptive_avg_pool3d addmm argmax avg_pool1d avg_pool3d baddbmm conv3d
-conv_transpose1d conv_transpose3d div_rounded dot einsum eq full gather ge grid_sampler gt im2col le
+conv_transpose1d conv_transpose3d div_rounded dot einsum eq gather ge grid_sampler gt im2col le
 logical_not lt masked_fill max_pool1d max_pool3d mv ne pow_tensor prod remainder repeat_interleave
 select_scatter slice_scatter to tril triu unfold weight_norm where
 """
@@ -79,6 +79,32 @@ def test_a_users_network_is_quantized(kind: type[nn.Module]) -> None:
         with torch.no_grad():
             assert likeness(module(images), made(images)) > 0.99, scheme
             assert torch.equal(made(images[:1]), made(images)[:1]) or scheme == "static"
+
+
+class Positions(nn.Module):
+    """A table of positions that the code makes as large as the batch, as EdgeNeXt's: the same for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project, self.head = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(4, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mask = ~torch.zeros(x.shape[0], *x.shape[2:], dtype=torch.bool)
+        rows, columns = (mask.cumsum(dim, dtype=torch.float32) for dim in (1, 2))
+        rows, columns = (rows / rows[:, -1:])[..., None], (columns / columns[:, :, -1:])[..., None]
+        table = torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], 3)
+        return self.head(F.relu(x + self.project(table.permute(0, 3, 1, 2))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_alike_for_each_image_is_a_constant_in_int8(scheme: Scheme) -> None:
+    torch.manual_seed(0)
+    module, images = Positions().eval(), smooth(16, 3, 32, 32)
+    made = quantize(user_classifier(module, (3, 32, 32)), scheme=scheme, calibration=[images]).classifier.module
+    with torch.no_grad():
+        for batch in (images, images[:1]):
+            torch.testing.assert_close(made(batch), module(batch), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from slimkit.core.graph.recall import forget, likeness_of, recall, remember
 from slimkit.core.graph.source import is_users
 from slimkit.core.measure.modes import evaluating, on_cpu
 from slimkit.core.quiet import quiet
+from slimkit.standalone.model import GraphNetwork
 
 BATCH = 2  # a batch of one would be taken for a constant
 PATIENCE = 30.0  # seconds of CPU time; a network of 1,000 operations takes a fifth of it
@@ -54,6 +56,15 @@ def capture(
     _verify(graph, module, output_index or 0)
     remember(likeness, graph, module)
     return graph
+
+
+def network_of(graph: Graph) -> GraphNetwork:
+    """The network of a graph, around copies of its tensors. To capture it costs nothing: it gives that graph."""
+    network = graph.network()
+    own = dataclasses.replace(graph, tensors={name: network.tensor(name) for name in graph.tensors})
+    for fixed_size in (False, True) if graph.free == {0} else (False,):
+        remember(likeness_of(network, graph.input_shape, fixed_size, None), own, network)
+    return network
 
 
 def unwrap(module: nn.Module) -> nn.Module:

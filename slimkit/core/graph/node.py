@@ -38,11 +38,16 @@ class Size:
     operands: tuple[Size | int, ...]
 
     @property
+    def dimensions(self) -> frozenset[int]:
+        """The dimensions of the images that it changes with."""
+        if self.function == "image":
+            return frozenset(operand for operand in self.operands if isinstance(operand, int))
+        return frozenset[int]().union(*(o.dimensions for o in self.operands if isinstance(o, Size)))
+
+    @property
     def follows_batch(self) -> bool:
         """Whether it changes with the number of images."""
-        if self.function == "image":
-            return self.operands[0] == 0
-        return any(isinstance(operand, Size) and operand.follows_batch for operand in self.operands)
+        return 0 in self.dimensions
 
     def to_json(self) -> list[Any]:
         """As `standalone.model.evaluate_size` reads it."""

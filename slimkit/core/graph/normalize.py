@@ -2,7 +2,8 @@
 
 Each call of the program becomes one node, several, or none: calls that change nothing are left out, calls of several
 results become one node for each result that is read, and spellings of the same operation become one operation
-(`spellings.py`). Then what nobody reads is dropped, and what depends on weights alone is computed.
+(`spellings.py`). Then what nobody reads is dropped, and what depends on weights alone, or on the number of images too
+but is alike for each (`alike.py`), is computed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from slimkit.core.errors import ModelError
+from slimkit.core.graph.alike import compute_for_one_image
 from slimkit.core.graph.call import Call, Parts, Result
 from slimkit.core.graph.fold import fold_constants
 from slimkit.core.graph.node import IMAGE, Argument, Graph, Input, Node, Size, Weight
@@ -44,7 +46,7 @@ def normalize(
             reader.read(node)
     logits = reader.logits(output_index)
     nodes = _reached(reader.nodes, logits)
-    nodes, tensors = fold_constants(nodes, reader.tensors)
+    nodes, tensors = fold_constants(compute_for_one_image(nodes, reader.tensors), reader.tensors)
     read = {name: tensors[name] for node in nodes for name in node.weights}
     unused = tuple(name for name, _ in module.named_parameters() if name not in read and name in reader.tensors)
     return Graph(_named_by_module(nodes), read, input_shape, reader.free_dimensions(), unused)

@@ -18,7 +18,7 @@ from slimkit.core.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture,
 from slimkit.core.data import ImageSet, label_map, open_dataset
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
-from slimkit.core.graph import capture
+from slimkit.core.graph.capture import capture, network_of
 from slimkit.core.measure.macs import count_network
 from slimkit.core.models.catalog import (
     build_named,
@@ -193,7 +193,7 @@ def as_classifier(
     model = model or type(module).__name__
     input_shape = _input_shape(preprocessing)
     graph = capture(module, input_shape, output_index=output_index)
-    network = graph.network()
+    network = network_of(graph)
     answer = list(network(torch.zeros(2, *input_shape)).shape)
     if len(answer) != 2:
         raise ModelError(

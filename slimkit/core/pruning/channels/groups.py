@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slimkit.core.graph import Graph
 from slimkit.core.pruning.channels.atoms import distinct
+from slimkit.core.pruning.channels.means import means_as_sums
 from slimkit.core.pruning.channels.rules import trace_channels
 from slimkit.core.pruning.channels.trace import ChannelLayer, Place, Trace
 from slimkit.core.pruning.cut.arguments import follows_channels
@@ -89,6 +90,8 @@ def find_groups(graph: Graph, *, fixed_arguments: bool = False) -> Grouping:
         for node in graph.nodes:
             for atoms in follows_channels(node, trace.values):
                 trace.atoms.freeze(atoms, "its width is written in the network's code")
+    elif (summed := means_as_sums(trace)) is not graph:
+        trace = trace_channels(summed)
     roots, reasons = trace.atoms.roots(), trace.atoms.reasons()
     frozen = torch.zeros(len(roots), dtype=torch.bool)
     frozen[list(reasons)] = True

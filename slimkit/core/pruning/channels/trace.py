@@ -95,11 +95,13 @@ class Tracer:
 
     def _boxed(self, atoms: Tensor) -> Tensor:
         """What is left of a value must be a box: it is cut along one dimension alone, alike at all places of others."""
-        channels = spans(atoms)
+        shape, channels = atoms.shape, spans(atoms)
         for dim in channels:
-            if dim != max(channels, key=lambda d: atoms.shape[d]):
-                self.atoms.unite(atoms, atoms.narrow(dim, 0, 1))
-        return atoms
+            if dim != max(channels, key=lambda d: shape[d]):
+                first = atoms.narrow(dim, 0, 1)
+                self.atoms.unite(atoms, first)
+                atoms = first  # what is picked along this dimension later (q, k and v, say) are no channels any more
+        return atoms.expand(shape)
 
     def done(self) -> Trace:
         """What was found, once all nodes are followed."""
