@@ -1,6 +1,7 @@
 """Networks as graphs: what is captured of a user's network, what is refused, and what the graph's own network does."""
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -325,6 +326,63 @@ def test_an_unknown_operation_is_refused_with_the_line() -> None:
     assert "test_graph.py" in str(error)
 
 
+OTHER_WORDS = {  # operations without a normal form of their own
+    "glu": lambda x: F.glu(x.repeat(1, 2, 1, 1), dim=1),
+    "channel_shuffle": lambda x: F.channel_shuffle(x.repeat(1, 2, 1, 1), 3),
+    "linspace": lambda x: x * torch.linspace(-1, 1, x.shape[3]),
+    "threshold": lambda x: F.threshold(x, 0.1, 20.0),
+    "rrelu": lambda x: F.rrelu(x, 0.1, 0.3),
+    "einsum": lambda x: torch.einsum("nchw,ndhw->ncd", x, x),
+    "cdist": lambda x: torch.cdist(x.mean(3), x.amax(3)),
+    "where": lambda x: torch.where(x > 0, x, 0.5),
+    "vdot": lambda x: x * torch.vdot(torch.ones(3), torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("word", OTHER_WORDS)
+def test_other_words_are_read_as_known_operations(word: str) -> None:
+    module = Function(OTHER_WORDS[word])
+    network = capture(module, SHAPE).network()
+    with torch.no_grad():
+        torch.testing.assert_close(network(images(3)), module(images(3)))
+
+
+def test_a_word_that_an_operation_takes_may_be_the_name_of_a_node() -> None:
+    module = Function(lambda x: F.gelu(torch.tanh(x), approximate="tanh"))
+    assert_same_bits(module, capture(module, SHAPE).network(), (2, 32))
+
+
+def test_arithmetic_beyond_symbols_fixes_the_size() -> None:
+    strided = nn.Conv2d(3, 4, 3, 2, 1)
+    module = Function(lambda x: F.avg_pool2d(strided(x), strided(x).size(3)).flatten(1))
+    graph = capture(module, SHAPE)
+    assert graph.free == {0}
+    assert_same_bits(module, graph.network(), (1, 32), (5, 32))
+
+
+@dataclasses.dataclass
+class Answer:
+    maps: Tensor
+    inner: object
+
+
+@dataclasses.dataclass
+class Logits:
+    logits: Tensor
+
+
+def test_the_users_dataclasses_are_seen_into() -> None:
+    module = Function(lambda x: Answer(x, Logits(x.mean((2, 3)))))
+    assert "2 outputs, of shapes (3, 32, 32), (3,)" in str(refusal(module))
+    assert capture(module, SHAPE, output_index=1).nodes[-1].operation == "mean"
+
+
+def test_what_may_hide_tensors_is_refused_by_its_name() -> None:
+    class Opaque: ...
+
+    assert "an object of class Opaque" in str(refusal(Function(lambda x: Opaque())))
+
+
 def test_autocast_is_refused_with_the_line() -> None:
     def half(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -367,7 +425,7 @@ def test_modules_may_have_any_name() -> None:
 
 
 def test_a_wrong_image_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"can't be captured at test_graph\.py"):
+    with pytest.raises(ModelError, match=r"not run on images of shape \(4, 32, 32\) at test_graph\.py"):
         capture(Small(), (4, 32, 32))
 
 

@@ -16,11 +16,17 @@ from slimkit.core.graph.source import source_line
 class Emitter(Protocol):
     """What reads the calls, see `normalize.py`."""
 
-    def add(self, node: fx.Node, operation: str, arguments: Mapping[str, object]) -> str:
+    def add(self, node: fx.Node, operation: str, arguments: Mapping[str, object]) -> Name:
         """Append a node; its name."""
 
     def result(self, value: object) -> Result:
         """What a call before gave."""
+
+
+class Name(str):
+    """The name of a node, told by its type from text that an operation takes: "tanh" may be either."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Parts:
         return self.takers[index]()
 
 
-Result = str | Weight | Parts  # the name of a node (IMAGE too), a tensor, or several
+Result = Name | Weight | Parts  # a node (IMAGE too), a tensor, or several
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,11 @@ class Call:
     def __getitem__(self, name: str) -> object:
         return self.arguments[name]
 
-    def emit(self, operation: str, arguments: Mapping[str, object] | None = None) -> str:
+    def emit(self, operation: str, arguments: Mapping[str, object] | None = None) -> Name:
         """Append a node of this call, with its own arguments or others."""
         return self.emitter.add(self.node, operation, self.arguments if arguments is None else arguments)
 
-    def renamed(self, operation: str, *keep: str, **more: object) -> str:
+    def renamed(self, operation: str, *keep: str, **more: object) -> Name:
         """Append a node of this call with those of its arguments that are named, and more."""
         return self.emit(operation, {name: self.arguments[name] for name in keep} | more)
 

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from slimkit.core.errors import ModelError, first_line
 from slimkit.core.graph.functional import functionalize
 from slimkit.core.graph.node import Graph
-from slimkit.core.graph.normalize import normalize
+from slimkit.core.graph.normalize import is_known, normalize
+from slimkit.core.graph.outputs import register_outputs
 from slimkit.core.graph.patience import OutOfTime, within
 from slimkit.core.graph.recall import forget, likeness_of, recall, remember
 from slimkit.core.graph.source import is_users
@@ -51,8 +52,8 @@ def capture(
             return graph
         except ModelError:
             forget(likeness)
-    program = _export(module, input_shape, fixed_size)
-    graph = normalize(functionalize(program), module, input_shape, output_index)
+    register_outputs(_run(module, torch.zeros(BATCH, *input_shape)))
+    graph = _read(module, input_shape, fixed_size, output_index)
     _verify(graph, module, output_index or 0)
     remember(likeness, graph, module)
     return graph
@@ -85,21 +86,40 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def _export(module: nn.Module, input_shape: tuple[int, ...], fixed_size: bool) -> ExportedProgram:
-    """The exported program; height and width are fixed where their arithmetic takes torch too long, as in Swin."""
+def _read(module: nn.Module, input_shape: tuple[int, ...], fixed_size: bool, output_index: int | None) -> Graph:
+    """The graph; height and width are fixed where their arithmetic is beyond torch's symbols, or takes it too long."""
+    if not fixed_size:
+        with suppress(OutOfTime, ModelError):
+            with within(PATIENCE):
+                program = _export(module, input_shape, (0, *range(2, 1 + len(input_shape))))
+            return normalize(functionalize(program, is_known), module, input_shape, output_index)
+    program = _export(module, input_shape, (0,))
+    return normalize(functionalize(program, is_known), module, input_shape, output_index)
+
+
+def _export(module: nn.Module, input_shape: tuple[int, ...], free: Sequence[int]) -> ExportedProgram:
+    """The exported program; free: the dimensions of the images that may differ."""
     images = torch.zeros(BATCH, *input_shape)
-    batch, space = {0: Dim.AUTO}, dict.fromkeys(range(2, images.dim()), Dim.AUTO)
     with evaluating(module), torch.no_grad(), quiet():
         try:
-            if not fixed_size:
-                with suppress(OutOfTime), within(PATIENCE):
-                    return torch.export.export(module, (images,), dynamic_shapes=(batch | space,), strict=False)
-            return torch.export.export(module, (images,), dynamic_shapes=(batch,), strict=False)
+            return torch.export.export(module, (images,), dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),), strict=False)
         except Exception as error:  # the network's own code runs here, and may raise anything
             raise ModelError(
                 f"{type(module).__name__} can't be captured{_where(error)}: {first_line(error)}",
-                f"Check that it takes images of shape {tuple(input_shape)}; let its forward() not depend on the values "
-                "of tensors.",
+                "Let its forward() not depend on the values of tensors, and make no tensors or modules anew in it.",
+            ) from error
+
+
+def _run(module: nn.Module, images: Tensor) -> object:
+    """What the network answers. Raises ModelError, with the line of the user's code, where it can't."""
+    with evaluating(module), torch.no_grad(), quiet():
+        try:
+            return module(images)
+        except Exception as error:  # as above
+            raise ModelError(
+                f"{type(module).__name__} does not run on images of shape {tuple(images.shape[1:])}"
+                f"{_where(error)}: {first_line(error)}",
+                "Give the --image-size that it takes, and images of as many channels; or correct its code.",
             ) from error
 
 
@@ -107,9 +127,15 @@ def _verify(graph: Graph, module: nn.Module, output_index: int) -> None:
     """Raise ModelError where the graph does not give the network's answers to random images."""
     draws = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH + 1, *graph.input_shape, generator=draws)  # another number than it was captured with
-    with evaluating(module), torch.no_grad():
-        wanted = [leaf for leaf in tree_leaves(module(images)) if isinstance(leaf, Tensor)][output_index]
-        given = graph.network(copy=False)(images)
+    wanted = [leaf for leaf in tree_leaves(_run(module, images)) if isinstance(leaf, Tensor)][output_index]
+    try:
+        with torch.no_grad():
+            given = graph.network(copy=False)(images)
+    except Exception as error:  # an operation refuses what it was read to take
+        raise ModelError(
+            f"What torch.export captured of {type(module).__name__} does not run: {first_line(error)}",
+            "Please report this network as a bug.",
+        ) from error
     if given.shape != wanted.shape or not torch.allclose(given, wanted, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ModelError(
             f"{type(module).__name__} answers otherwise than what torch.export captured of it.",

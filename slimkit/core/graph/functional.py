@@ -1,4 +1,4 @@
-"""An exported program without operations that change a tensor in place.
+"""An exported program without operations that change a tensor in place, or that have no normal form.
 
 torch.export keeps `relu_` and `+=` as they were written. Its own `run_decompositions` makes any program functional, but
 traces it a second time, which takes longer than the first. Most networks change in place only what nothing else shares;
@@ -7,19 +7,59 @@ for these it is enough to let all later readers read the result.
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from slimkit.core.graph.inline import inline_modes
 
+ROUNDS = 3  # in which what an operation was decomposed into is decomposed
 
-def functionalize(program: ExportedProgram) -> ExportedProgram:
-    """The program, if reading the results of in-place operations is enough for it; else what torch makes of it."""
+Decomposition = Callable[..., object]
+
+
+def functionalize(program: ExportedProgram, is_known: Callable[[str], bool]) -> ExportedProgram:
+    """The program, if reading the results of in-place operations is enough for it; else what torch makes of it.
+
+    is_known: whether the operation of a name has a normal form. Others are decomposed as far as torch knows how.
+    """
     inline_modes(program)
-    if _shares_nothing_changed(program.graph):
-        _read_results(program.graph)
-        return program
-    return program.run_decompositions({})  # type: ignore[no-any-return]  # untyped in torch
+    shares = not _shares_nothing_changed(program.graph)
+    for _ in range(ROUNDS):
+        chosen = _decompositions_of(program.graph, is_known)
+        if not chosen and not shares:
+            break
+        program, shares = program.run_decompositions(chosen), False
+    _read_results(program.graph)
+    return program
+
+
+def _decompositions_of(graph: fx.Graph, is_known: Callable[[str], bool]) -> dict[object, Decomposition]:
+    """How to decompose the operations of a graph that are not known, as far as that can be done."""
+    targets = {node.target for node in graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")}
+    unknown = {target for target in targets if not is_known(operation_name(target))}
+    return {target: _table()[target] for target in unknown if target in _table()}
+
+
+def operation_name(target: object) -> str:
+    """The name of an operation without its overload: "add_"; "prims::cos" for one that isn't ATen's."""
+    return str(target._schema.name).removeprefix("aten::")  # type: ignore[attr-defined]  # an overload
+
+
+@cache
+def _table() -> Mapping[object, Decomposition]:
+    own: dict[object, Decomposition] = {torch.ops.aten.cdist.default: _cdist}
+    table = torch.export.default_decompositions()
+    return {**{target: table[target] for target in table}, **own}
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Distances of each row of x1 [..., a, c] to each of x2 [..., b, c]: [..., a, b]."""
+    distances: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
+    return distances
 
 
 def _shares_nothing_changed(graph: fx.Graph) -> bool:

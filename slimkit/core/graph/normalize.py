@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from slimkit.core.errors import ModelError
 from slimkit.core.graph.alike import compute_for_one_image
-from slimkit.core.graph.call import Call, Parts, Result
+from slimkit.core.graph.call import Call, Name, Parts, Result
 from slimkit.core.graph.fold import fold_constants
+from slimkit.core.graph.functional import operation_name
 from slimkit.core.graph.node import IMAGE, Argument, Graph, Input, Node, Size, Weight
 from slimkit.core.graph.sizes import read_size
 from slimkit.core.graph.source import module_path, source_line
@@ -34,6 +35,24 @@ _IGNORED = frozenset({"device", "layout", "pin_memory", "non_blocking", "cudnn_e
 _NO_VALUE = ("_assert", "sym_constrain", "sym_size", "_guards_fn")  # calls that give no tensor and none reads
 _IN_PLACE = re.compile(r"_(_\d+)?$")  # what is left of a name such as add_ or relu__1
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+_DECOMPOSED = ("einsum", "baddbmm")  # channels run through their parts, and int8 has these
+
+
+def is_known(name: str) -> bool:
+    """Whether an operation has a normal form, or gives no tensor; name: as `functional.operation_name` has it."""
+    return (
+        name.startswith(_NO_VALUE)
+        or name in SPELLINGS
+        or _base(name) in SPELLINGS
+        or (_base(name) in OPERATIONS and name not in _DECOMPOSED)
+    )
+
+
+def _base(name: str) -> str:
+    """The name without the mark of an operation in place."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def normalize(
@@ -70,7 +89,7 @@ class _Reader:
         for spec in self._program.graph_signature.input_specs:
             node = nodes[spec.arg.name]
             if spec.kind == InputKind.USER_INPUT:
-                self._image, self._results[node] = node, IMAGE
+                self._image, self._results[node] = node, Name(IMAGE)
                 continue
             target = str(spec.target)
             tensor = self._tensor(module, target)
@@ -94,7 +113,7 @@ class _Reader:
         """The dimensions of the images that may differ."""
         return frozenset(self._symbols.values())
 
-    def logits(self, output_index: int | None) -> str:
+    def logits(self, output_index: int | None) -> Name:
         """The name of the node that gives them. Raises ModelError where there are several outputs, or none."""
         if 0 not in self.free_dimensions():
             raise ModelError(
@@ -118,7 +137,7 @@ class _Reader:
                 "Choose the one that gives the logits with --output-index, counted from 0.",
             )
         result = self._results[tensors[output_index or 0]]
-        if not isinstance(result, str) or result == IMAGE:
+        if not isinstance(result, Name) or result == IMAGE:
             raise ModelError("The network's output does not depend on the images.", "Give a classifier.")
         return result
 
@@ -128,7 +147,7 @@ class _Reader:
         if getattr(node.target, "_schema", None) is None:
             self._read_python(node, name)
             return
-        packet = str(node.target._schema.name).removeprefix("aten::")  # type: ignore[union-attr]  # checked above
+        packet = operation_name(node.target)
         if not packet.startswith(_NO_VALUE):
             self._results[node] = self._read_operation(node, packet)
 
@@ -146,14 +165,14 @@ class _Reader:
 
     def _read_operation(self, node: fx.Node, packet: str) -> Result:
         call = Call(self, node, self._bind(node))
-        base = packet[:-1] if packet.endswith("_") and not packet.endswith("__") else packet
+        base = _base(packet)
         spelling = SPELLINGS.get(packet) or SPELLINGS.get(base)
         if spelling is not None:
             return spelling(call)
         if base not in OPERATIONS:
             raise ModelError(
                 f"The network calls {base}, which slimkit does not know, at {source_line(node) or node.name}.",
-                "Rewrite it with the operations that README's table lists.",
+                "Rewrite it with the operations that docs/how-slimkit-works.md lists.",
             )
         return call.emit(base)
 
@@ -169,11 +188,11 @@ class _Reader:
                 bound[argument.name] = node.kwargs.get(argument.name, argument.default_value)
         return bound
 
-    def add(self, node: fx.Node, operation: str, arguments: Mapping[str, object]) -> str:
+    def add(self, node: fx.Node, operation: str, arguments: Mapping[str, object]) -> Name:
         """Append a node; its name."""
         inputs: list[str] = []
         encoded = {name: self._encode(value, inputs) for name, value in arguments.items()}
-        name = self._free_name(_IN_PLACE.sub(lambda found: found[1] or "", node.name))
+        name = Name(self._free_name(_IN_PLACE.sub(lambda found: found[1] or "", node.name)))
         self._names.add(name)
         made = Node(name, operation, tuple(inputs), encoded, module_path(node), source_line(node))
         self.nodes.append(made)
@@ -195,7 +214,7 @@ class _Reader:
             value = self._results[value]
         if isinstance(value, Parts):
             return tuple(self._encode(value.take(index), inputs) for index in range(len(value)))
-        if isinstance(value, str) and value in self._names:
+        if isinstance(value, Name):
             if value not in inputs:
                 inputs.append(value)
             return Input(inputs.index(value))

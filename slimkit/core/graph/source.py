@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from pathlib import Path
 
+import sympy  # type: ignore[import-untyped]  # it carries no types
+import torch
 from torch import fx
 
+import slimkit
+
+_NOT_USERS = tuple(Path(str(package.__file__)).parent for package in (torch, sympy, slimkit))
+_PYTHON = Path(sysconfig.get_path("stdlib"))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
 
 
@@ -27,6 +34,8 @@ def source_line(node: fx.Node) -> str:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file of Python code is neither torch's nor slimkit's."""
-    parts = Path(filename).parts
-    return "torch" not in parts and "slimkit" not in parts and not filename.startswith("<")
+    """Whether a file of Python code is none of Python's, of slimkit's, or of torch and what torch computes with."""
+    file = Path(filename)
+    if filename.startswith("<") or any(file.is_relative_to(folder) for folder in _NOT_USERS):
+        return False
+    return not file.is_relative_to(_PYTHON) or "site-packages" in file.parts

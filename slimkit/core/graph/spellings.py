@@ -152,6 +152,14 @@ def _dropout(call: Call) -> Result:
     return call.emit(operation, {"input": source, "p": call["p"], "train": False})
 
 
+def _rrelu(call: Call) -> Result:
+    """Outside of training its slope is the mean of its two."""
+    low, high = call["lower"], call["upper"]
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    return call.emit("leaky_relu", {"self": call["self"], "negative_slope": (low + high) / 2})
+
+
 def _full(value: float | None) -> Spelling:
     """ones, zeros, full, scalar_tensor and the like."""
 
@@ -177,10 +185,21 @@ def _div(call: Call) -> Result:
 
 def _pow(call: Call) -> Result:
     """Also of a number to the power of a tensor."""
-    base, exponent = call["self"], call["exponent"]
-    if not isinstance(base, fx.Node):
-        base = call.emit("full", {"size": [], "fill_value": base, "dtype": call.value.dtype})
+    base, exponent = _as_tensor(call, call["self"]), call["exponent"]
     return call.emit("pow_tensor" if isinstance(exponent, fx.Node) else "pow", {"self": base, "exponent": exponent})
+
+
+def _where(call: Call) -> Result:
+    """Also between numbers."""
+    choices = {name: _as_tensor(call, call[name]) for name in ("self", "other")}
+    return call.emit("where", {"condition": call["condition"], **choices})
+
+
+def _as_tensor(call: Call, value: object) -> object:
+    """An operand of the call, made a tensor where it is a number."""
+    if isinstance(value, fx.Node):
+        return value
+    return call.emit("full", {"size": [], "fill_value": value, "dtype": call.value.dtype})
 
 
 def _without_tensors(operation: str) -> Spelling:
@@ -229,7 +248,8 @@ SPELLINGS: dict[str, Spelling] = {
     "instance_norm": _instance_norm,
     "_weight_norm": lambda call: call.emit("weight_norm"),
     "bitwise_not": _bitwise_not,
-    "vdot": lambda call: call.emit("dot"),
+    "vdot": lambda call: call.renamed("dot", "self", tensor=call["other"]),
+    "rrelu": _rrelu,
     "layer_norm": lambda call: call.renamed("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
     "native_layer_norm": _first_of("layer_norm"),
     "group_norm": lambda call: call.renamed("group_norm", "input", "num_groups", "weight", "bias", "eps"),
@@ -239,6 +259,7 @@ SPELLINGS: dict[str, Spelling] = {
     "div": _div,
     "true_divide": _div,
     "pow": _pow,
+    "where": _where,
     "linalg_vector_norm": _reduction("norm"),
     "clamp_min": lambda call: _clamp(call) if call["min"] == 0 else call.emit("clamp_min"),
     "_softmax": lambda call: call.renamed("softmax", "self", "dim"),

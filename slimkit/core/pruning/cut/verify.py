@@ -11,6 +11,7 @@ from slimkit.core.errors import MissedError, first_line
 from slimkit.core.graph import Graph
 from slimkit.core.graph.node import IMAGE
 from slimkit.core.pruning.channels.groups import Grouping
+from slimkit.core.pruning.channels.trace import Trace, spans
 from slimkit.core.pruning.cut.arguments import Kept
 from slimkit.core.pruning.cut.surgery import channel_masks
 
@@ -27,6 +28,9 @@ def verify_cut(grouping: Grouping, chosen: Sequence[Tensor], cut: Graph) -> floa
     kept = Kept(grouping.trace, grouping.left(chosen))
     watched = [node.name for node in grouping.graph.nodes if node.name in grouping.trace.mixed]
     images = grouping.trace.random_images()
+    if joined := _joins_channels_and_images(grouping.trace):
+        _verify_one_by_one(cut, images)
+        images = images[:1]
     wanted = _values(grouping.graph, images, channel_masks(kept), watched)
     try:
         got = _values(cut, images, {}, watched)
@@ -35,7 +39,7 @@ def verify_cut(grouping: Grouping, chosen: Sequence[Tensor], cut: Graph) -> floa
     difference = 0.0
     for name, before in wanted.items():
         atoms = grouping.trace.values[name]
-        for dim in range(1, before.dim()):
+        for dim in range(0 if joined else 1, before.dim()):
             left = kept.along(atoms, dim)
             if not left.all():
                 before = before.index_select(dim, left.nonzero().flatten())
@@ -46,6 +50,23 @@ def verify_cut(grouping: Grouping, chosen: Sequence[Tensor], cut: Graph) -> floa
                 "channels masked."
             )
     return difference
+
+
+def _joins_channels_and_images(trace: Trace) -> bool:
+    """Whether channels lie along the dimension of the images, as heads do for bmm: masks are for one image alone."""
+    return any(0 in spans(trace.values[name]) for node, inputs in trace.mixed.items() for name in (node, *inputs))
+
+
+def _verify_one_by_one(cut: Graph, images: Tensor) -> None:
+    """Raise MissedError where the network answers otherwise to several images than to each alone."""
+    network = cut.network(copy=False)
+    with torch.no_grad():
+        try:
+            difference = _difference(torch.cat([network(image[None]) for image in images]), network(images))
+        except Exception as error:  # torch raises what it likes
+            raise _missed(f"The cut network does not run: {first_line(error)}") from error
+    if not difference <= TOLERANCE:
+        raise _missed(f"The cut network's answers to two images differ by {difference:.1e} from those to each alone.")
 
 
 def _values(
