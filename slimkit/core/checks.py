@@ -82,6 +82,7 @@ RANGES = {
     "calibration_images": IMAGES,
     "weight_bits": Range(min(WEIGHT_BITS), max(WEIGHT_BITS), "8"),
     "runs": RUNS,
+    "streams": Range(1, 256, "4"),
     "restarts": Range(0, 1000, "3"),
     "min_seconds": dataclasses.replace(POSITIVE, example="10"),
     "precision": Range(0, 100, "2", above=True),
