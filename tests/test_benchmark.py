@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -18,8 +20,10 @@ from PIL import Image
 
 from slimkit.cli.app import main
 from slimkit.core import run_benchmark
+from slimkit.core.benchmark import streams
 from slimkit.core.benchmark.answers import compared, own_logits
 from slimkit.core.benchmark.candidates import open_candidates
+from slimkit.core.benchmark.layers import run_layer_times
 from slimkit.core.benchmark.report import Result, warnings_of
 from slimkit.core.benchmark.statistics import Estimate
 from slimkit.core.data import random_images
@@ -27,6 +31,7 @@ from slimkit.core.errors import FolderError
 from slimkit.core.export.agreement import Agreement
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.load import Strain
+from slimkit.core.measure import layer_times
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import silent
@@ -149,6 +154,20 @@ def test_one_thread_stands_beside_several(model_folder: Path) -> None:
         assert len({each.logits for each in candidates}) == 2
 
 
+def test_streams_do_together_what_each_does_alone(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "DURATION", 100.0)
+    options = BenchmarkOptions(model=str(model_folder), backend=("torch",), batch_size=2, threads=1)
+    with open_candidates(options, silent) as candidates:
+        (both,) = streams.run_streams(candidates, 2, 2, silent)
+        assert streams.run_streams(candidates, 1, 2, silent) == (None,)
+    assert both is not None
+    assert both.count == 2
+    # by their medians two processes at once do 2 * 2 images in that time; the slowest runs take it below
+    assert 0.1 < both.throughput / (2 * 2 * 1e3 / both.median) < 1.5
+
+
 def test_answers_of_another_network_are_noticed(classifier: Classifier, model_folder: Path) -> None:
     options = BenchmarkOptions(model=str(model_folder), backend=("torch",))
     with open_candidates(options, silent) as (candidate,):
@@ -168,6 +187,31 @@ def test_a_network_is_shown_whole_batches_that_differ(model_folder: Path, batch_
     first, second, *_ = np.split(images, len(images) // batch_size)
     assert len(first) == batch_size
     assert not np.array_equal(first, second)
+
+
+def test_the_layers_are_timed_one_by_one_where_they_lie(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_times, "PASSES", 1)
+    output = tmp_path / "cpu.json"
+    options = BenchmarkOptions(model=str(family), others=("baseline",), layer_times=True, output=output, threads=1)
+    with contextlib.chdir(tmp_path):
+        report = run_layer_times(options)
+    small, baseline = report.models
+    assert json.loads(output.read_text()) == report.to_dict()
+    assert small.weights_sha256 == hashlib.sha256(next(family.glob("*.pth")).read_bytes()).hexdigest()
+    for model, width, runtime in ((small, 8, "int8"), (baseline, 16, "fp32")):
+        layers = {each.name: each for each in model.layers}
+        assert len(layers) == 21  # of a ResNet18: 20 convolutions, and the last layer
+        assert {each.runtime for each in model.layers} == {runtime}
+        shapes = {name: (each.layer.inputs, each.layer.outputs, each.layer.height) for name, each in layers.items()}
+        assert shapes["conv1"] == (3, width, 32)
+        assert shapes["layer1.0.conv1"] == (width, width, 8)  # halved by the first convolution, and by the pooling
+        assert shapes["layer2.0.conv1"] == (width, 2 * width, 8)
+        assert shapes["layer2.0.conv2"] == (2 * width, 2 * width, 4)
+        assert shapes["fc"] == (8 * width, 3, None)
+        assert model.total == pytest.approx(sum(each.ms for each in model.layers))
+        assert min(each.ms for each in model.layers) > 0
 
 
 def result(**changes: Any) -> Result:
@@ -192,6 +236,7 @@ def result(**changes: Any) -> Result:
         seconds=5.0,
         settled=True,
         agreement=Agreement("random images", 64, 100.0, 1e-6, 2.0),
+        streams=None,
     )
     return dataclasses.replace(good, **changes)
 

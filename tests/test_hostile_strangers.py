@@ -3,6 +3,7 @@
 After each of them no process is left running, and nothing in the folder of temporary files.
 """
 
+import base64
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from test_cli_chain import write_images
 from test_strangers import PLAIN, answers, needs_walls, network, options, submission
 
@@ -31,6 +32,7 @@ from slimkit.core.data import evaluation_input, open_dataset
 from slimkit.core.errors import FolderError, ModelError
 from slimkit.core.scoring.run import run_score
 from slimkit.core.strangers import bubblewrap, host
+from slimkit.core.strangers import snapshot as snapshots
 from slimkit.core.strangers.convention import FREE_BYTES, read_submission
 from slimkit.core.strangers.host import start
 from slimkit.core.strangers.snapshot import snapshot
@@ -115,6 +117,12 @@ TRAPS: dict[str, tuple[Trap, str]] = {
     "an unknown format": (metadata('{"model_format": "exe"}'), "model_format"),
     "a format that is a list": (metadata('{"model_format": ["pt"]}'), "model_format"),
     "metadata that are a list": (metadata("[1]"), "no JSON object"),
+    "metadata of more digits than a number has": (metadata('{"num_classes": ' + "9" * 5000 + "}"), "not JSON"),
+    "metadata in no known letters": (write("metadata.json", b"\xff\xfe{}"), "not JSON"),
+    "a format that is a number": (metadata('{"model_format": 1e400}'), "model_format"),
+    "a pipe for metadata": (replace("metadata.json", lambda f: os.mkfifo(f / "metadata.json")), "pipe or a device"),
+    "a pipe for code": (replace("model_loader.py", lambda f: os.mkfifo(f / "model_loader.py")), "pipe or a device"),
+    "weights that are a folder": (replace("model.pth", lambda f: (f / "model.pth").mkdir()), "no file of weights"),
     "deep JSON": (metadata("{" * 100_000), "not JSON"),
     "huge JSON": (metadata(json.dumps({"x": "y" * 2**20})), "more than 1,048,576 bytes"),
     "a number of a million digits": (metadata(f'{{"input_shape": [3, {"9" * 10**6}, 9]}}'), "not JSON"),
@@ -144,6 +152,16 @@ def test_a_trap_is_named_before_anything_is_run(name: str, tmp_path: Path) -> No
     with pytest.raises(FolderError, match=said) as error, snapshot(read_submission(folder)):
         pass
     str(error.value).encode()  # can be printed
+
+
+def test_too_many_files_are_refused_before_any_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "MOST_FILES", 20)
+    monkeypatch.setattr(snapshots, "_copy", lambda *_: pytest.fail("a file was copied"))
+    folder = submission(tmp_path / "theirs")
+    for number in range(20):
+        (folder / str(number)).touch()
+    with pytest.raises(FolderError, match="more than 20 files"), snapshot(read_submission(folder)):
+        pass
 
 
 def test_what_changes_after_it_was_hashed_is_not_what_is_run(tmp_path: Path) -> None:
@@ -355,6 +373,12 @@ def take_back():
     while True:
         os.write(target, b"Y"); os.read(source, 1)
 """
+OWN_TENSOR = """
+class Own(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *arguments, **named):
+        raise RuntimeError("mine")
+"""
 TWICE = "import struct; os.write(int(sys.argv[7]), b'Y' + struct.pack('<4I', 36, 2, 2, 3) + bytes(24)); " * 2
 FAILURES = {
     "not a number": (model("return torch.full((len(x), 3), float('nan'))"), "not finite"),
@@ -383,6 +407,11 @@ FAILURES = {
     ),
     "threads without end": (model("pass", f"{THREADS}; time.sleep(60)"), "more than 1024 threads"),
     "no load_model": ("x = 1", "load_model"),
+    "a class of tensors of its own": (model("return x.mean((2, 3)).as_subclass(Own)", head=OWN_TENSOR), "mine"),
+    "torch replaced in place": (model("return x.mean((2, 3))", "torch.Tensor.numpy = lambda self: 1"), "Error"),
+    "logits without end": (model("return torch.zeros(1).expand(len(x), 200_000)"), "something else than logits"),
+    "logits on no device": (model("return torch.empty(len(x), 3, device='meta')"), "Error"),
+    "an object that stops the process": (model("os.kill(os.getpid(), signal.SIGSTOP)"), "in time"),
 }
 WITHOUT_BUBBLEWRAP = {
     "files without a name": (model("pass", "fill()", UNLINKED), "wrote more than"),
@@ -455,11 +484,52 @@ def outside_data(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(made.SerializeToString())
 
 
+def onnx_of(*nodes: NodeProto, domain: str = "") -> Trap:
+    """A file model.onnx of these nodes, from x [n, 3, 32, 32] to y [n, 3]."""
+    ends = [helper.make_tensor_value_info(n, 1, shape) for n, shape in (("x", ["n", 3, 32, 32]), ("y", ["n", 3]))]
+    graph = helper.make_graph(list(nodes), "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return write("model.onnx", helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+def number(name: str, value: int | list[int]) -> NodeProto:
+    """A constant of int64."""
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, "i8")))
+
+
+def endless() -> Trap:
+    """A loop of 2^62 rounds."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", [old], [new]) for old, new in (("go", "going"), ("kept", "keeps"))],
+        "body",
+        [helper.make_tensor_value_info(n, k, s) for n, k, s in (("i", 7, []), ("go", 9, []), ("kept", 1, ["n", 3]))],
+        [helper.make_tensor_value_info(n, k, s) for n, k, s in (("going", 9, []), ("keeps", 1, ["n", 3]))],
+    )
+    pooled = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["f"])]
+    return onnx_of(number("rounds", 2**62), *pooled, helper.make_node("Loop", ["rounds", "", "f"], ["y"], body=body))
+
+
+def stretched(folder: Path) -> None:
+    """A state dict of a few bytes for a last layer of a billion classes."""
+    torch.save({"fc.weight": torch.zeros(1).expand(10**9, 512)}, folder / "model.pth")
+
+
 BAD_WEIGHTS: dict[str, tuple[Trap, str]] = {
     "a zip bomb": (bomb, "."),
     "a pickle that runs programs": (write("model.pth", pickle.dumps(Reduced())), "."),
     "ONNX with data outside": (outside_data, "external|data|path"),
     "ONNX that is none": (write("model.onnx", os.urandom(1000)), "Protobuf|protobuf|INVALID"),
+    "ONNX that never ends": (endless(), "in time"),
+    "ONNX with a constant of terabytes": (
+        onnx_of(number("shape", [2**20, 2**20]), helper.make_node("ConstantOfShape", ["shape"], ["y"])),
+        "alloc|memory|ended|ConstantOfShape",
+    ),
+    "ONNX of an operator of its own": (
+        onnx_of(helper.make_node("Run", ["x"], ["y"], domain="evil"), domain="evil"),
+        "evil|Run|INVALID",
+    ),
+    "a state dict stretched to terabytes": (stretched, "memory|alloc"),
+    "a state dict that is a list": (lambda f: torch.save([torch.ones(1)], f / "model.pth"), "Error"),
     "a state dict of another network": (lambda f: torch.save({"x": torch.ones(1)}, f / "model.pth"), "fc.weight"),
 }
 
@@ -529,6 +599,33 @@ def test_it_does_not_outlive_whoever_scores_it(tmp_path: Path) -> None:
     assert not stranger.is_dir()
 
 
+REMEMBERS = """
+from pathlib import Path
+import shutil
+places = [Path(path) for path in (os.path.dirname(__file__), ".", os.environ["HOME"], "/tmp", "/dev/shm", "/var/tmp")]
+found = any((place / "slimkit-kept").exists() for place in places)
+for place in places:
+    try:
+        (place / "slimkit-kept").write_text("answers")
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("bubblewrapped", [True, False])
+def test_nothing_is_kept_from_one_process_to_the_next(
+    bubblewrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not bubblewrapped:
+        monkeypatch.setattr(bubblewrap, "why_absent", lambda: "it is left out")
+    folder = submission(tmp_path / "theirs", model("return torch.full((len(x), 3), float(found))", head=REMEMBERS))
+    with snapshot(read_submission(folder)) as copy:
+        for _ in range(2):
+            with start(copy, threads=1) as stranger:
+                assert not stranger.ask(torch.ones(1, 3, 8, 8))[0].any()
+    assert not (folder / "slimkit-kept").exists()
+
+
 # ---- answers that are not those of a network that looks at the image ----
 
 COLOUR = "torch.eye(3)[x.mean((2, 3)).argmax(1)]"  # which tells the classes of these images apart
@@ -557,11 +654,21 @@ labels = json.loads(open(os.path.join(os.path.dirname(__file__), "labels.json"))
 def answer(x):
     return torch.eye(3)[[labels.get(f"{float(image.double().sum()):.3f}", 0) for image in x]]
 """
+BY_COUNT = """
+seen = [0]
+def answer(x):
+    seen[0] += len(x)
+    right = torch.eye(3)[x.mean((2, 3)).argmax(1)]
+    return right if len(x) > 1 or seen[0] <= 22 else torch.eye(3)[[0]]
+"""
 CHEATS = {
     "another network while the clock runs": (
         model(f"return torch.eye(3)[[0]] if len(x) == 1 else {COLOUR}"), "otherwise when it is timed"
     ),
     "answers kept from when it was timed": (model("return answer(x)", head=KEEPS), "otherwise when it is timed"),
+    "another network once each image was timed": (
+        model("return answer(x)", head=BY_COUNT), "otherwise when it is timed"
+    ),
     "labels by the order of the images": (model("return answer(x)", head=BY_PLACE), "otherwise"),
     "labels by each image's hash": (model("return answer(x)", head=BY_HASH), "255 shades"),
 }  # fmt: skip
@@ -577,17 +684,34 @@ def test_a_cheat_is_found_out(name: str, tmp_path: Path, data: Path) -> None:
         known = {f"{float(total):.3f}": int(label) for total, label in zip(sums, labels, strict=True)}
     (folder / "labels.json").write_text(json.dumps(known))
     with pytest.raises(ModelError, match=said):
-        run_score(options(folder, data, run_code=True, runs=12))
+        run_score(options(folder, data, run_code=True, runs=24 if "once" in name else 12))
 
 
-def test_weights_in_other_files_count(tmp_path: Path, data: Path) -> None:
+LETTERS = base64.b64encode(os.urandom(2**18))
+BESIDE = {
+    "numbers": ("more.bin", LETTERS[:1000] + b"\0", 1001),
+    "letters": ("more.py", b"# " + LETTERS, 2**18 - FREE_BYTES),
+    "code": ("more.py", b"import torch\n" * 20_000, 0),
+    "compiled code": ("__pycache__/more.pyc", bytes(1000), 0),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_the_weights_counts_where_it_may_be_weights(name: str, tmp_path: Path) -> None:
+    place, content, counted = BESIDE[name]
+    folder = submission(tmp_path / "theirs")
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).write_bytes(content)
+    with snapshot(read_submission(folder)) as copy:
+        assert copy.size - (folder / "model.pth").stat().st_size == pytest.approx(counted, rel=0.02)
+
+
+def test_weights_in_other_files_are_told(tmp_path: Path, data: Path) -> None:
     folder = submission(
         tmp_path / "theirs", PLAIN.replace("torch.load(path)", "torch.load(path.replace('model', 'x'))")
     )
     (folder / "model.pth").rename(folder / "x.pth")
-    (folder / "more").write_bytes(os.urandom(2**20))
     (folder / "model.pth").write_bytes(b"")
     report = run_score(options(folder, data, run_code=True))
-    whole = sum(file.stat().st_size for file in folder.iterdir())
-    assert report.figures.size == pytest.approx((whole - FREE_BYTES) / 2**20)
+    assert report.figures.size == pytest.approx((folder / "x.pth").stat().st_size / 2**20)
     assert any("beside model.pth" in remark for remark in report.remarks)

@@ -9,16 +9,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small_classifier
 from PIL import Image
 from test_cli_chain import slimkit
 
 from slimkit.core.folder import read_folder, write_folder
-from slimkit.core.htmlreport.charts import Bar, Line, bars, curves, histograms
+from slimkit.core.htmlreport.charts import Bar, Interval, Line, bars, curves, heat_map, histograms, intervals
 from slimkit.core.htmlreport.collect import collect
 from slimkit.core.htmlreport.page import render
+from slimkit.core.measure.answers import Answers
 from slimkit.core.pruning import prune
 from slimkit.core.quantization import quantize
+from slimkit.core.scoring.details import write_details
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 RESULTS = {
@@ -112,10 +115,51 @@ def test_the_page_says_what_the_files_say(work: Path) -> None:
         assert said in page.text
     assert page.loaded == []
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 4  # widths, bytes, multiply-adds, latencies
+    assert page.tags.count("svg") == 5  # widths, bytes, multiply-adds, bits, latencies
     submission = read_folder(work / "submission").architecture
     first = next(layer for layer in submission.layers if layer.width_before not in (None, layer.out_channels))
     assert f"{first.width_before} → {first.out_channels}" in page.text
+
+
+def test_what_other_commands_measured_is_in_the_page(work: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(work, tmp_path / "work")
+    own = collect(root).result.sha256
+    layers = [{"name": "conv1", "ms": 0.3}, {"name": "fc", "ms": 0.1}]
+    times = [
+        {"weights_sha256": "another", "total_ms": 9.0, "layers": [{"name": "x", "ms": 9.0}]},
+        {"weights_sha256": own, "total_ms": 0.4, "layers": layers},
+    ]
+    (root / "cpu.json").write_text(json.dumps({"layer_times": times, "threads": 2, "batch_size": 1}))
+    faster = {"value": 0.5, "low": 0.4, "high": 0.6}
+    candidates = [
+        {"model": "<small>", "backend": "torch", "threads": 1, "ratio": faster, "verdict": "2.00 x as fast"},
+        {"model": "large", "backend": "torch", "threads": 1, "ratio": None, "verdict": ""},
+    ]
+    benchmark = {"candidates": candidates, "reference": 1, "starts": 4, "batch_size": 1, "warnings": ["It was loud."]}
+    (root / "benchmark.json").write_text(json.dumps(benchmark | {"environment": RESULTS["environment"]}))
+    answers = Answers(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]), torch.ones(4))
+    write_details(answers, ("ant", "bee"), root / "details")
+    page = Page(render(collect(root)))
+    for said in (
+        "0.300 ms (75.0%)",
+        "<small> (torch, 1 thread)",
+        "0.500: 2.00 x as fast",
+        "Beware: It was loud.",
+        "ant answered as bee: 33%",
+        "bee answered as bee: 100%",
+    ):
+        assert said in page.text
+    assert "9.000 ms" not in page.text
+    assert "--layer-times -o cpu.json" not in page.text  # nothing is said to be missing that is there
+
+
+def test_intervals_stand_where_their_values_are() -> None:
+    svg = intervals([Interval("a", 0.5, 0.25, 1.0, ""), Interval("b", 2.0, None, None, "")], "title")
+    low, high = (float(re.findall(rf'class="line" [^>]*{end}="([\d.]+)"', svg)[0]) for end in ("x1", "x2"))
+    half, double = (float(x) for x in re.findall(r'class="dot0" cx="([\d.]+)"', svg))
+    assert half - low == pytest.approx(high - half, abs=0.2)  # on a logarithmic scale
+    assert double - high == pytest.approx(high - half, abs=0.2)
+    assert svg.count('class="line"') == 1
 
 
 def test_other_work_in_the_folder_is_left_out(work: Path) -> None:
@@ -149,6 +193,8 @@ def test_charts_take_odd_values() -> None:
         histograms([Line("same", [1.0, 1.0])], "t", "ms"),
         bars([], "t"),
         bars([Bar("<b>", 0)], "t"),
+        intervals([Interval("<b>", 1.0, None, None)], "t"),
+        heat_map([[0.0, 1.0], [0.0, 0.0]], ["<b>", "c"]),
     ):
         assert "nan" not in svg
         assert "<b>" not in svg

@@ -13,6 +13,7 @@ from slimkit.core.options import BenchmarkOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from slimkit.core.benchmark.layers import ModelLayers
     from slimkit.core.benchmark.report import BenchmarkReport, Result
     from slimkit.core.benchmark.statistics import Estimate
 
@@ -51,10 +52,19 @@ FIGURES = (
     precision=typer.Option(
         "--precision", help="Stop where every ratio's 95 % interval is narrower than this, in % of the ratio."
     ),
+    streams=typer.Option(
+        "--streams", help="Measure the throughput of so many processes side by side, too, each on one thread."
+    ),
     plot=typer.Option("--plot", help="Draw how the runs are distributed, beside the output."),
+    layer_times=typer.Option(
+        "--layer-times", help="Compare nothing: time each layer by itself, in torch, and write the table as JSON."
+    ),
 )
 def benchmark(options: BenchmarkOptions, output: Output) -> None:
     """Time models beside a baseline, in turn, each in a process of its own: the ratios first, then the times."""
+    if options.layer_times:
+        _time_layers(options, output)
+        return
     from slimkit.core.benchmark.run import run_benchmark
 
     report = run_benchmark(options, output.progress)
@@ -62,6 +72,7 @@ def benchmark(options: BenchmarkOptions, output: Output) -> None:
     samples, picture = options.beside
     remarks = [
         *_answers(report),
+        *_streams(report),
         *(f"Beware: {warning}" for warning in report.warnings),
         *foreign_code(report.changed_code),
         *_outside(report),
@@ -70,6 +81,25 @@ def benchmark(options: BenchmarkOptions, output: Output) -> None:
     ]
     ratios = [ratios_table(report)] if len(report.candidates) > 1 else []
     output.result(report.to_dict(), path=options.output, human=[*ratios, figures_table(report), *remarks])
+
+
+def _time_layers(options: BenchmarkOptions, output: Output) -> None:
+    from slimkit.core.benchmark.layers import run_layer_times
+
+    report = run_layer_times(options, output.progress)
+    save_resolved("benchmark", options)
+    tables = [layers_table(each) for each in report.models]
+    output.result(report.to_dict(), path=options.output, human=[*tables, f"The table is in {options.output}."])
+
+
+def layers_table(model: "ModelLayers") -> "Table":
+    """A row for each layer, and their sum."""
+    rows: list[tuple[object, ...]] = [
+        (each.name, each.layer.type, each.layer.inputs, each.layer.outputs, each.ms, 100 * each.ms / model.total)
+        for each in model.layers
+    ]
+    rows.append(("total, without what lies between", "", None, None, model.total, None))
+    return table(model.model, ("layer", "type", "in", "out", "ms", "%"), rows, total=True)
 
 
 def ratios_table(report: "BenchmarkReport") -> "Table":
@@ -118,6 +148,16 @@ def _answers(report: "BenchmarkReport") -> list[str]:
     return [
         f"Answers: compared with each model's own on {first.count} {first.images}; logits differ by up to "
         f"{worst.max_difference:.2g}, where they reach {worst.max_logit:.2g}."
+    ]
+
+
+def _streams(report: "BenchmarkReport") -> list[str]:
+    """What several processes do together, where that was asked for."""
+    return [
+        f"{each}: {found.count} streams of one thread do {found.throughput:,.1f} images/s together, each batch in "
+        f"{found.median:.3f} ms (median)."
+        for each in report.candidates
+        if (found := each.streams)
     ]
 
 

@@ -91,6 +91,7 @@ RANGES = {
     "weight_bits": Range(min(WEIGHT_BITS), max(WEIGHT_BITS), "8"),
     "runs": RUNS,
     "trials": Range(1, 1_000_000, "50"),
+    "streams": Range(1, 256, "4"),
     "restarts": Range(0, 1000, "3"),
     "min_seconds": dataclasses.replace(POSITIVE, example="10"),
     "precision": Range(0, 100, "2", above=True),

@@ -231,7 +231,9 @@ class BenchmarkOptions(ModelOptions, SandboxOptions):
     restarts: int = 3  # of each process, after its first start, at least
     min_seconds: float = 10.0  # of samples of each candidate, unless `precision` is reached before
     precision: float = 2.0  # % of a ratio: the width of its 95 % interval
+    streams: int = 1  # processes side by side, whose throughput is measured, too
     plot: bool = False
+    layer_times: bool = False  # no comparison: how long each layer of the models takes by itself
     output: Path = Path("benchmark.json")
 
     @property

@@ -70,7 +70,7 @@ def output_files(options: Any) -> tuple[Path, ...]:
     output: Path = options.output
     if isinstance(options, PruneOptions):
         return tuple(output.with_name(f"{output.name}.sensitivity.{kind}") for kind in ("json", "png"))
-    if isinstance(options, BenchmarkOptions):
+    if isinstance(options, BenchmarkOptions) and not options.layer_times:
         samples, picture = options.beside
         return (output, samples, picture) if options.plot else (output, samples)
     return (output,)

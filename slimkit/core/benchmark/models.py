@@ -77,13 +77,17 @@ def open_models(options: BenchmarkOptions, progress: Progress) -> Iterator[list[
         yield [*found, *([baseline] if baseline else [])]
 
 
+def open_own(own: ModelOptions, progress: Progress) -> tuple[Classifier, ImageSet | None]:
+    """A model of slimkit's, and the data where they are named or the model needs them for its classes."""
+    if is_folder(own.model) and own.data is None and own.weights is None and not own.pretrained:
+        return read_folder(Path(own.model)), None
+    return open_model_and_data(own, progress=progress)
+
+
 def _open(role: Role, own: ModelOptions, options: BenchmarkOptions, stack: ExitStack, progress: Progress) -> Model:
-    """A model, and the data where they are named or the model needs them for its classes."""
     if is_foreign(Path(own.model)):
         return _open_stranger(role, own.model, options, stack, progress)
-    if is_folder(own.model) and own.data is None and own.weights is None and not own.pretrained:
-        return _with_own_images(role, own.model, read_folder(Path(own.model)), None, options)
-    return _with_own_images(role, own.model, *open_model_and_data(own, progress=progress), options)
+    return _with_own_images(role, own.model, *open_own(own, progress), options)
 
 
 def _open_baseline(options: BenchmarkOptions, first: Model, stack: ExitStack, progress: Progress) -> Model | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from slimkit.core.benchmark.candidates import Candidate
 from slimkit.core.benchmark.statistics import Estimate, Turns, mean_time, quantile, typical_time
+from slimkit.core.benchmark.streams import Streams
 from slimkit.core.benchmark.turns import Start
 from slimkit.core.export.agreement import AGREEMENT, Agreement
 from slimkit.core.load import Strain
@@ -42,6 +43,7 @@ class Result:
     seconds: float  # of samples
     settled: bool  # every start got no faster any more before it was timed
     agreement: Agreement
+    streams: Streams | None  # where several were asked for
 
     def __str__(self) -> str:
         role = "baseline " if self.role == "baseline" else ""
@@ -99,7 +101,12 @@ class BenchmarkReport:
 
 
 def result_of(
-    candidate: Candidate, starts: Sequence[Start], ratio: Estimate | None, agreement: Agreement, batch_size: int
+    candidate: Candidate,
+    starts: Sequence[Start],
+    ratio: Estimate | None,
+    agreement: Agreement,
+    streams: Streams | None,
+    batch_size: int,
 ) -> Result:
     """The figures of a candidate."""
     turns = [start.turns for start in starts]
@@ -123,6 +130,7 @@ def result_of(
         seconds=sum(start.seconds for start in starts),
         settled=all(start.settled for start in starts),
         agreement=agreement,
+        streams=streams,
     )
 
 

@@ -10,6 +10,7 @@ from slimkit.core.benchmark.candidates import Candidate, open_candidates, requir
 from slimkit.core.benchmark.models import Foreign
 from slimkit.core.benchmark.plot import draw_benchmark
 from slimkit.core.benchmark.report import BenchmarkReport, Result, result_of, samples_file, warnings_of
+from slimkit.core.benchmark.streams import Streams, run_streams
 from slimkit.core.benchmark.turns import Plan, Start, judged, reference_of, take_turns
 from slimkit.core.environment import describe_environment
 from slimkit.core.files import write_atomically
@@ -34,8 +35,9 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
         load = OutsideLoad()
         starts = take_turns(candidates, plan, progress)
         strain = load.strain()
+        together = run_streams(candidates, options.streams, options.batch_size, progress)
         turns = [[start.turns for start in own] for own in starts]
-        results = _results(candidates, starts, options.batch_size)
+        results = _results(candidates, starts, together, options.batch_size)
         report = _report(options, candidates, results, len(starts[0]), strain)
     samples, picture = options.beside
     write_atomically(samples, samples_file(results, turns))
@@ -45,12 +47,17 @@ def run_benchmark(options: BenchmarkOptions, progress: Progress = silent) -> Ben
     return report
 
 
-def _results(candidates: Sequence[Candidate], starts: Sequence[Sequence[Start]], batch_size: int) -> tuple[Result, ...]:
+def _results(
+    candidates: Sequence[Candidate],
+    starts: Sequence[Sequence[Start]],
+    together: Sequence[Streams | None],
+    batch_size: int,
+) -> tuple[Result, ...]:
     ratios = judged(candidates, [[start.turns for start in own] for own in starts])
     logits = {model: own_logits(model) for model in dict.fromkeys(each.model for each in candidates)}
     return tuple(
-        result_of(each, own, ratio, compared(each, logits[each.model]), batch_size)
-        for each, own, ratio in zip(candidates, starts, ratios, strict=True)
+        result_of(each, own, ratio, compared(each, logits[each.model]), streams, batch_size)
+        for each, own, ratio, streams in zip(candidates, starts, ratios, together, strict=True)
     )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 WIDTH, ROW, LABEL = 720, 20, 190  # of the whole, of a row of bars, of the names beside them
 PLOT_HEIGHT, MARGIN = 220, 56
 BINS = 40
+FAINTEST = 0.06  # of a square that is seen at all
+MOST_NAMED = 40  # classes whose names can be read beside a picture
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,61 @@ def bars(rows: Sequence[Bar], title: str) -> str:
         end = LABEL + max(row.value, row.before or 0) * scale + 6
         parts.append(f'<text class="note" x="{end:.1f}" y="{y + 14}">{html.escape(row.note)}</text>')
     return _svg("".join(parts), WIDTH, max(ROW, len(rows) * ROW), title)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row: what it is of, a value, and between which bounds it is known to be; None where they are not known."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    note: str = ""
+
+
+def intervals(rows: Sequence[Interval], title: str) -> str:
+    """Dots with whiskers on a logarithmic scale, which holds 1, drawn as a line."""
+    ends = [1.0, *(bound for row in rows for bound in (row.value, row.low, row.high) if bound)]
+    low, high = math.log(min(ends)), math.log(max(ends))
+
+    def x(value: float) -> float:
+        return MARGIN + (WIDTH - 2 * MARGIN) * (math.log(value) - low) / ((high - low) or 1)
+
+    height = 2 * ROW * len(rows)
+    parts = [f'<line class="grid" x1="{x(1):.1f}" x2="{x(1):.1f}" y1="0" y2="{height}"/>']
+    for index, row in enumerate(rows):
+        y = 2 * ROW * index
+        note = f'<tspan class="note" dx="10">{html.escape(row.note)}</tspan>'
+        parts.append(f'<text x="0" y="{y + 14}">{html.escape(row.label)}{note}</text>')
+        if row.low is not None and row.high is not None:
+            parts.append(
+                f'<line class="line" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y + 27}" y2="{y + 27}"/>'
+            )
+        parts.append(f'<circle class="dot0" cx="{x(row.value):.1f}" cy="{y + 27}" r="4"/>')
+    parts.append(f'<text class="note" x="{x(1):.1f}" y="{height + 14}" text-anchor="middle">1</text>')
+    return _svg("".join(parts), WIDTH, height + ROW, title)
+
+
+def heat_map(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+    """A square for each pair whose share is above 0, the stronger the larger it is; names where they can be read."""
+    named = len(names) <= MOST_NAMED
+    left, top = (LABEL, 8) if named else (16, 8)
+    side = (WIDTH - LABEL) / max(1, len(names))
+    parts = [f'<rect class="frame" x="{left}" y="{top}" width="{WIDTH - LABEL}" height="{WIDTH - LABEL}"/>']
+    for row, name in enumerate(names):
+        if named:
+            y = top + (row + 0.5) * side + 4
+            parts.append(f'<text x="{left - 8}" y="{y:.1f}" text-anchor="end">{_short(name)}</text>')
+        for column, share in enumerate(shares[row]):
+            if share:
+                where = (
+                    f'x="{left + column * side:.1f}" y="{top + row * side:.1f}" width="{side:.1f}" height="{side:.1f}"'
+                )
+                said = f"{html.escape(name)} answered as {html.escape(names[column])}: {share:.0%}"
+                shade = max(FAINTEST, share)
+                parts.append(f'<rect class="bar" {where} opacity="{shade:.2f}"><title>{said}</title></rect>')
+    return _svg("".join(parts), WIDTH, round(WIDTH - LABEL + 2 * top), f"What {len(names)} classes were taken for")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,14 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """What was taken for what."""
+
+    class_names: tuple[str, ...]
+    shares: tuple[tuple[float, ...], ...]  # of the images of each class (row), those answered by each class (column)
+
+
+@dataclass(frozen=True)
 class Found:
     """All that was found; None for what was not."""
 
@@ -39,6 +47,8 @@ class Found:
     sensitivity: dict[str, Any] | None
     recipe: str | None
     per_class: tuple[dict[str, str], ...]
+    layer_times: dict[str, Any] | None  # of the result, by `slimkit benchmark --layer-times`
+    confusion: Confusion | None
 
     @property
     def result(self) -> Stage:
@@ -55,16 +65,40 @@ def collect(root: Path) -> Found:
         raise FolderError(f"{root} holds no model folder.", HINT)
     around = root.parent if is_model else root
     recipe = root / "runs" / "recipe.yaml"
-    tables = next(_in_folders_of(around, "per_class.csv"), None)
+    way = _way_to_the_result(stages)
     return Found(
         root=root,
-        stages=_way_to_the_result(stages),
+        stages=way,
         results=_json_of(around, "total_score"),
         benchmark=_json_of(around, "candidates"),
         sensitivity=_json_of(around, "entries"),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
-        per_class=tuple(csv.DictReader(tables.read_text(encoding="utf-8").splitlines())) if tables else (),
+        per_class=tuple(csv.DictReader(_lines_of(around, "per_class.csv"))),
+        layer_times=_layer_times(around, way[-1].sha256),
+        confusion=_confusion(list(csv.reader(_lines_of(around, "confusion.csv")))),
     )
+
+
+def _layer_times(folder: Path, sha256: str) -> dict[str, Any] | None:
+    """Those of the model with these weights, with the threads and the batch size that they were measured with."""
+    found = _json_of(folder, "layer_times") or {"layer_times": []}
+    own = next((each for each in found["layer_times"] if each["weights_sha256"] == sha256), None)
+    return own and own | {name: found[name] for name in ("threads", "batch_size")}
+
+
+def _confusion(rows: list[list[str]]) -> Confusion | None:
+    """From the rows of confusion.csv."""
+    if not rows:
+        return None
+    counts = [[int(count) for count in row[1:]] for row in rows[1:]]
+    shares = tuple(tuple(count / max(1, sum(row)) for count in row) for row in counts)
+    return Confusion(tuple(rows[0][1:]), shares)
+
+
+def _lines_of(root: Path, name: str) -> list[str]:
+    """Of the first file of that name; none where there is none."""
+    file = next(_in_folders_of(root, name), None)
+    return file.read_text(encoding="utf-8").splitlines() if file else []
 
 
 def _stage(folder: Path) -> Stage:

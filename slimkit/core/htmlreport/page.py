@@ -11,13 +11,12 @@ from typing import Any
 import slimkit
 from slimkit.core.architecture import Architecture, Layer
 from slimkit.core.files import write_atomically
-from slimkit.core.htmlreport.charts import Bar, Line, bars, curves, histograms
 from slimkit.core.htmlreport.collect import Found, Stage, collect
+from slimkit.core.htmlreport.figures import Figure, figures_of
 from slimkit.core.measure.answers import Difference
 from slimkit.core.readme import describe_resize
 
 MB = 2**20
-MOST_BARS = 80  # layers in a chart
 WORST_CLASSES = 10
 
 
@@ -29,15 +28,6 @@ class Card:
     value: str
     before: str = ""
     gain: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with its title and what is to be known of it."""
-
-    title: str
-    svg: Any  # markup, not to be escaped
-    caption: str
 
 
 def write_report(root: Path, output: Path) -> Path:
@@ -53,7 +43,7 @@ def render(found: Found) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
-    figures = [Figure(f.title, Markup(f.svg), f.caption) for f in _figures(found)]
+    figures = [Figure(f.title, Markup(f.svg), f.caption) for f in figures_of(found)]
     page: str = template.render(figures=figures, **_context(found))
     return page
 
@@ -159,84 +149,6 @@ def _stage_row(stage: Stage) -> list[str]:
     ]
 
 
-def _figures(found: Found) -> Iterator[Figure]:
-    architecture = found.result.architecture
-    layers = [layer for layer in architecture.layers if layer.bytes or layer.macs]
-    if any(layer.width_before not in (None, layer.out_channels) for layer in layers):
-        yield _widths(layers)
-    yield _weights(layers, "Where the bytes are", "bytes")
-    yield _weights(layers, "Where the multiply-adds are", "macs")
-    for detail in architecture.training_details:
-        if len(detail.get("held_out_accuracy", ())) > 0:
-            yield _training(detail)
-    if found.results and found.results.get("latency_samples"):
-        yield _latencies(found.results)
-    if found.sensitivity:
-        yield _sensitivity(found.sensitivity)
-
-
-def _widths(layers: list[Layer]) -> Figure:
-    rows = [
-        Bar(layer.name, layer.out_channels or 0, layer.width_before, f"{layer.width_before} → {layer.out_channels}")
-        for layer in layers
-        if layer.width_before
-    ][:MOST_BARS]
-    caption = "Output channels of each layer: pale before the cut, dark after it."
-    return Figure("Widths", bars(rows, f"The widths of {len(rows)} layers before and after the cut"), caption)
-
-
-def _weights(layers: list[Layer], title: str, field: str) -> Figure:
-    total = sum(getattr(layer, field) for layer in layers) or 1
-    rows = [
-        Bar(layer.name, getattr(layer, field), note=f"{getattr(layer, field):,} ({getattr(layer, field) / total:.1%})")
-        for layer in layers
-        if getattr(layer, field)
-    ]
-    shown = rows[:MOST_BARS]
-    more = f" The first {len(shown)} of {len(rows)} layers." if len(rows) > len(shown) else ""
-    what = "multiply-adds for one image" if field == "macs" else "bytes in the weights file"
-    return Figure(title, bars(shown, f"{title}: {len(shown)} layers"), f"Each layer's {what}; {total:,} in all.{more}")
-
-
-def _training(detail: dict[str, Any]) -> Figure:
-    accuracies = [float(value) for value in detail["held_out_accuracy"]]
-    stage = str(detail.get("stage", "training"))
-    caption = (
-        f"Accuracy on held-out images after each of {len(accuracies)} epochs, in %: {detail.get('optimizer')}, peak "
-        f"learning rate {detail.get('learning_rate')}, batches of {detail.get('batch_size')}, "
-        f"{detail.get('train_images'):,} images of {detail.get('data')}."
-    )
-    chart = curves([Line("held-out accuracy", accuracies)], f"{stage}: accuracy by epoch", " %")
-    return Figure(f"Training: {stage}", chart, caption)
-
-
-def _latencies(results: dict[str, Any]) -> Figure:
-    lines = [Line("model", results["latency_samples"])]
-    if samples := results["baseline"].get("latency_samples"):
-        lines.append(Line("baseline", samples))
-    caption = (
-        f"How often each duration was measured, in {results['runs']} runs of one image on {results['threads']} "
-        "thread(s), each network alone in its process. Each is drawn to its own height."
-    )
-    return Figure("Latency", histograms(lines, "How the measured latencies are distributed", "ms"), caption)
-
-
-def _sensitivity(report: dict[str, Any]) -> Figure:
-    worst: dict[str, dict[str, Any]] = {}
-    for entry in report["entries"]:
-        worst[", ".join(entry["layers"])] = entry  # of each group the highest rate comes last
-    rows = [
-        Bar(
-            name,
-            max(0.0, entry["accuracy_lost"]),
-            note=f"{entry['accuracy_lost']:.2f} points at rate {entry['rate']:g}",
-        )
-        for name, entry in list(worst.items())[:MOST_BARS]
-    ]
-    caption = "Points of accuracy on held-out images that are lost when this group alone is cut."
-    return Figure("Sensitivity", bars(rows, "What each group's cut costs"), caption)
-
-
 def _layer_row(layer: Layer) -> list[str]:
     kernel = " " + "x".join(map(str, layer.kernel_size)) if layer.kernel_size else ""
     width = str(layer.out_channels or "")
@@ -282,5 +194,9 @@ def _missing(found: Found) -> Iterator[str]:
         yield "Size, latency and accuracy beside a baseline: run slimkit score."
     if not found.per_class:
         yield "The accuracy of each class: run slimkit score --details FOLDER."
+    if found.layer_times is None:
+        yield f"Where the milliseconds are: run slimkit benchmark {found.result.folder.name} --layer-times -o cpu.json."
+    if found.benchmark is None:
+        yield "How long it takes beside others, with intervals: run slimkit benchmark."
     if found.sensitivity is None:
         yield "What each group's cut costs: run slimkit prune --sensitivity."

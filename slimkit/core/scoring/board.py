@@ -126,11 +126,21 @@ def _as_markdown(board: Board) -> str:
 
 
 def _as_html(board: Board) -> str:
-    head, *rows = (
-        "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in (("th", COLUMNS), *(("td", row) for row in board.rows()))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
+    figures = dataclasses.asdict(board.baseline.figures)
+    return _PAGE.format(
+        head=f"<tr>{head}</tr>",
+        rows="\n".join(map(_html_row, board.rows())),
+        baseline=html.escape("; ".join(f"{n} {figures[n]:g}, {s}" for n, s in board.baseline.sources.items())),
     )
-    return _PAGE.format(head=head, rows="\n".join(rows))
+
+
+def _html_row(row: tuple[object, ...]) -> str:
+    """What failed has its reason in place of the figures."""
+    cells = [html.escape(str(cell)) for cell in row]
+    if row[0] == "":
+        return f'<tr><td></td><td>{cells[1]}</td><td colspan="{len(COLUMNS) - 2}">{cells[-1]}</td></tr>'
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 _PAGE = """<!doctype html>
@@ -144,7 +154,8 @@ th:nth-child(2), td:nth-child(2), th:last-child, td:last-child {{ text-align: le
 </style></head><body><h1>Board</h1><table>
 {head}
 {rows}
-</table></body></html>
+</table>
+<p>Baseline (MB, ms, %): {baseline}.</p></body></html>
 """
 
 WRITERS = {".json": _as_json, ".csv": _as_csv, ".md": _as_markdown, ".html": _as_html}

@@ -12,6 +12,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ SUFFIXES = (".pt", ".pth", ".onnx")
 MOST_METADATA = 2**20  # bytes
 HINT = "A submission holds model.pt, model.pth or model.onnx, and may hold metadata.json and model_loader.py."
 MOST_LISTED = 2**22  # bytes of an archive's list of files, and of a pickle
-FREE_BYTES = 256 * 2**10  # of code and words beside the weights, which do not count
+FREE_BYTES = 64 * 2**10  # of code and words beside the weights, compressed, which do not count
+MOST_TEXT = 2**22  # bytes of a file that may be text
 PLAIN = ("torch", "collections OrderedDict")  # what the pickle of a state dict may name
 
 
@@ -55,16 +57,35 @@ class Submission:
                 return tuple(names)
         return None
 
-    @property
+    @cached_property
     def hidden(self) -> int:
-        """Bytes beside the weights file that count as well, since weights may be in them: all but a little code."""
-        files = (file for file in self.folder.rglob("*") if file.is_file() and file != self.weights)
-        return max(0, sum(file.stat().st_size for file in files) - FREE_BYTES)
+        """Bytes beside the weights file that count as well, since weights may be in them: all but a little text.
+
+        Of text the compressed size counts, so that weights which are spelled in letters count as what they are.
+        """
+        files = [file for file in self.folder.rglob("*") if file.is_file() and file != self.weights]
+        words = binary = 0
+        for file in files:
+            text = _compressed_text(file)
+            words, binary = words + (text or 0), binary + (file.stat().st_size if text is None else 0)
+        return binary + max(0, words - FREE_BYTES)
 
     @property
     def size(self) -> int:
         """Bytes that count."""
         return self.weights.stat().st_size + self.hidden
+
+
+def _compressed_text(file: Path) -> int | None:
+    """The bytes of a file of text when it is compressed; None where it is too large to be words, or is no text."""
+    if file.stat().st_size > MOST_TEXT:
+        return None
+    content = file.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if b"\0" in content else len(zlib.compress(content, 9))
 
 
 def is_foreign(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from slimkit.core.strangers.convention import Submission, printable
 
 MOST_BYTES, MOST_FILES, MOST_DEPTH = 4 * 2**30, 10_000, 16
 CHUNK = 2**20  # bytes
+COMPILED = "__pycache__"
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def snapshot(submission: Submission) -> Iterator[Submission]:
     with tempfile.TemporaryDirectory(prefix="slimkit-submission-", ignore_cleanup_errors=True) as name:
         copy = Path(name) / submission.folder.name
         left = MOST_BYTES
-        for place, source in _files(submission.folder):
+        for place, source in list(_files(submission.folder)):  # all are looked at before any is copied
             (copy / place).parent.mkdir(parents=True, exist_ok=True)
             left -= _copy(source, copy / place, left)
         is_alone = submission.weights == submission.folder
@@ -45,19 +46,27 @@ def _files(folder: Path) -> Iterator[tuple[Path, Path]]:
         return
     rest, count = [folder], 0
     while rest:
-        for entry in os.scandir(rest.pop()):
+        for entry in _entries(rest.pop()):
             path, count = Path(entry.path), count + 1
             place = path.relative_to(folder)
             if count > MOST_FILES or len(place.parts) > MOST_DEPTH:
                 raise _refusal(folder, f"has more than {MOST_FILES:,} files, or folders {MOST_DEPTH} deep")
             if entry.is_dir(follow_symlinks=False):
-                rest.append(path)
+                if entry.name != COMPILED:  # Python would take what is in it for the code beside it
+                    rest.append(path)
                 continue
             real = Path(os.path.realpath(path))
             if not real.is_relative_to(folder):
                 raise _refusal(folder, f"has a link that leads out of it: {place}")
             if not real.is_dir():  # a link to another of its folders is not followed
                 yield place, real
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        yield from os.scandir(folder)
+    except PermissionError as error:
+        raise _refusal(folder, f"can't be looked into ({error.strerror})") from None
 
 
 def _copy(source: Path, target: Path, most: int) -> int:
