@@ -2,12 +2,13 @@
 
     python benchmarks/coverage.py -o coverage.json [NAME ...]      torchvision's classifiers
     python benchmarks/coverage.py -o coverage.json timm            one of each of 60 families of timm's
+    python benchmarks/coverage.py -o coverage.json --table         what is in the file, as a table in Markdown
 
-Each network has random weights and 10 classes. The images are smooth random ones of 64 pixels, or of the size that the
-network insists on. Random networks may amplify any error, or answer alike to all images. So BatchNorm's statistics are
-measured on the images, at a scale of 1 or 0.3, or stay 0 and 1, whichever lets noise of the size of int8's rounding, in
-the weights and at the outputs of all convolutions and linear layers, change the logits the least, and the images are of
-128 pixels where 64 are too few for it. Columns:
+Each network has random weights, in place of zeros too where training would begin with these, and 10 classes. The
+images are smooth random ones of 64 pixels, or of the size that the network insists on. Random networks may amplify any
+error, or answer alike to all images. So BatchNorm's statistics are measured on the images, at a scale of 1 or 0.3, or
+stay 0 and 1, whichever lets noise of the size of int8's rounding, in the weights and at the outputs of all convolutions
+and linear layers, change the logits the least, and the images are of 128 pixels where 64 are too few for it. Columns:
 
 prune    at rate 0.3 by l1 without repair: the proof holds; with the share of the MACs that is left
 static   int8 by calibration: 1 - cosine to the float logits, means over the images taken out, is at most 0.1, or 3
@@ -26,6 +27,7 @@ import argparse
 import copy
 import importlib
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,7 @@ COLUMNS = ("prune", "static", "dynamic", "onnx float", "onnx int8", "folder")
 CLASSES, SIZES, IMAGES = 10, (64, 128), 16
 SCALES = (1.0, 0.3)  # of BatchNorm, where its statistics are measured: small values make activations nearly linear
 QUIET = 0.02  # what noise may cost of the cosine where larger images aren't tried
+ASLEEP = 1e-4  # weights all of which are at most so large
 RATE = 0.3
 LOGITS_APART = 0.05  # norm of what int8 logits may differ by in ONNX Runtime, over that of what they vary by
 UNLIKE, TIMES = 0.1, 3  # what int8 may cost of the cosine, at least, and as a multiple of what noise costs
@@ -73,7 +76,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="torchvision's names (default: all classifiers), timm:NAME, or timm")
     parser.add_argument("-o", "--output", type=Path, default=Path("coverage.json"))
+    parser.add_argument("--table", action="store_true", help="try none, print the table")
     options = parser.parse_args()
+    if options.table:
+        print(markdown(json.loads(options.output.read_text())))
+        return
     models = import_torchvision().models
     names = options.names or models.list_models(module=models)
     names = [f"timm:{each}" for each in TIMM.split()] if names == ["timm"] else names
@@ -128,10 +135,9 @@ def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor, float]:
     shape = (3, size, size)
     images = functional.interpolate(torch.randn(IMAGES, 3, size // 8, size // 8), scale_factor=8.0, mode="bilinear")
     if is_own(name):
-        as_it_comes = build_own(name, CLASSES, {})
-        network, noise = _quietest(as_it_comes, images)
+        network, noise = _quietest(awake(build_own(name, CLASSES, {})), images)
         return as_classifier(network, None, Preprocessing(resize=size, crop=size), model=name), images, noise
-    module = torchvision_network(name, CLASSES)
+    module = awake(torchvision_network(name, CLASSES))
     architecture = Architecture(
         model_type=name,
         base={"name": name},
@@ -146,6 +152,17 @@ def _with_statistics(name: str, size: int) -> tuple[Classifier, Tensor, float]:
     built.load_state_dict(module.state_dict())
     network, noise = _quietest(built, images)
     return Classifier(network, architecture), images, noise
+
+
+def awake(network: nn.Module) -> nn.Module:
+    """The network, with random numbers for weights that are zero or nearly so at first: what they multiply has no say.
+
+    Such are a mixer's last layer, the scales of ConvNeXt's blocks (1e-6) and the response norms of its second version.
+    """
+    for name, weight in network.named_parameters():
+        if weight.detach().abs().max() <= ASLEEP and not name.endswith("bias"):
+            nn.init.normal_(weight, std=weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.3)
+    return network
 
 
 def _quietest(built: nn.Module, images: Tensor) -> tuple[nn.Module, float]:
@@ -242,6 +259,23 @@ def _parameters(name: str) -> int:
             return sum(parameter.numel() for parameter in build_own(name, CLASSES, {}).parameters())
     weights = import_torchvision().models.get_model_weights(name)
     return int(next(iter(weights)).meta["num_params"])
+
+
+def markdown(rows: dict[str, dict[str, str]]) -> str:
+    """A table of all networks: the figures of what is right, or what it is instead."""
+    lines = [
+        "| network | MACs left | static | dynamic | ONNX | int8 ONNX | folder |",
+        f"| --- |{' ---: |' * len(COLUMNS)}",
+    ]
+    for name, row in rows.items():
+        lines.append(f"| {name.removeprefix('timm:')} | " + " | ".join(_figure(row[each]) for each in COLUMNS) + " |")
+    return "\n".join(lines)
+
+
+def _figure(answer: str) -> str:
+    """The first figure of an answer that is right, else the answer."""
+    found = re.match(r"right \((?:1 - cosine: |logits )?([\d.e-]+%?)", answer)
+    return found[1] if found else answer
 
 
 def print_summary(rows: dict[str, dict[str, str]]) -> None:

@@ -204,6 +204,25 @@ def test_what_weights_alone_give_is_computed_once() -> None:
     assert_same_bits(module, graph.network(), (2, 32))
 
 
+class Gained(Standardized):
+    """A weight that is computed from two parameters, as in networks without norms."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.gain = nn.Parameter(torch.rand(4, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) * self.gain, self.bias)
+
+
+def test_a_weight_that_is_computed_from_several_parameters_is_the_layers() -> None:
+    module = nn.Sequential(Gained(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    graph = capture(module, SHAPE)
+    assert set(graph.tensors) == {"0.weight", "0.bias"}
+    assert graph.unused == ()
+    assert_same_bits(module, graph.network(), (2, 32))
+
+
 class Computing(nn.Module):
     """A network whose tensors are computed from others in the ways that users have for it."""
 

@@ -18,8 +18,8 @@ COMPUTED = "computed"  # the path of tensors that have no name in the user's net
 def fold_constants(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
     """The nodes that depend on the images, and all tensors that these read.
 
-    What was computed from parameters is a parameter. It takes the name of the one that it was computed from, where it
-    has its shape and nothing else comes of that, or that of the layer whose weight it is; else it is called after its
+    What was computed from parameters is a parameter. It takes the name of the one that it was computed from, or that of
+    the layer whose weight it is, where nothing else has that name and it has the shape; else it is called after its
     node.
     """
     values: dict[str, Tensor] = {}  # of each node that depends on weights alone
@@ -39,9 +39,8 @@ def fold_constants(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> tupl
     found = dict(tensors)
     for name in read:
         value, own = values[name], roots[name]
-        root = next(iter(own)) if len(own) == 1 else None
-        takes_name = root is not None and uses[root] == 1 and tensors[root].shape == value.shape
-        weight = Weight(root if root is not None and takes_name else _layers_own(name, kept, found))
+        free = {root for root in own if uses[root] == 1 and tensors[root].shape == value.shape}
+        weight = Weight(*free) if len(own) == len(free) == 1 else Weight(_layers_own(name, kept, found.keys() - free))
         weights[name] = weight
         found[weight.name] = nn.Parameter(value) if own and value.is_floating_point() else value
     return tuple(node.replaced(weights) for node in kept), found

@@ -65,9 +65,10 @@ def normalize(
             reader.read(node)
     logits = reader.logits(output_index)
     nodes = _reached(reader.nodes, logits)
+    reached = {name for node in nodes for name in node.weights}
     nodes, tensors = fold_constants(compute_for_one_image(nodes, reader.tensors), reader.tensors)
     read = {name: tensors[name] for node in nodes for name in node.weights}
-    unused = tuple(name for name, _ in module.named_parameters() if name not in read and name in reader.tensors)
+    unused = tuple(name for name, _ in module.named_parameters() if name not in reached and name in reader.tensors)
     return Graph(_named_by_module(nodes), read, input_shape, reader.free_dimensions(), unused)
 
 
