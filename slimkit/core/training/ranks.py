@@ -126,7 +126,7 @@ def joined_ranks(device: Device, batch_size: int) -> Iterator[Ranks]:
         with _together():
             dist.init_process_group(BACKENDS if dist.is_nccl_available() else "gloo", timeout=PATIENCE)
     log.info(
-        "%d processes share each batch of %d images, with %d threads each (--threads N or OMP_NUM_THREADS give others)",
+        "%d processes share each batch of %d images; threads of each: %d (--threads N or OMP_NUM_THREADS give others)",
         *(own.count, batch_size, torch.get_num_threads()),
     )
     try:
@@ -174,7 +174,7 @@ def _together() -> Iterator[None]:
     """Say in our words that another process is gone, which torch does in many."""
     try:
         yield
-    except (RuntimeError, ConnectionError) as error:
+    except (RuntimeError, ConnectionError, ValueError) as error:  # ValueError where its address is not known
         raise RankError(
             f"Another process of this training has ended, or can't be reached ({str(error).splitlines()[0]}).",
             "Its own lines say why; --resume goes on from the last checkpoint.",

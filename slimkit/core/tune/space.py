@@ -64,13 +64,14 @@ class Space:
 
     def recipe(self, values: Mapping[str, Value], root: Path, shared: Path) -> Recipe:
         """The recipe with these values of its dimensions, in `root`; its common stages are in `shared`."""
-        settings = {name: dict(part) if isinstance(part, Mapping) else part for name, part in self.settings.items()}
+        sections = {stage: dict(self.settings.get(stage) or {}) for stage in SEARCHED}
+        settings = {**self.settings, **sections}
         for name, value in values.items():
             stage, dot, option = name.partition(".")
-            target = settings.setdefault(stage, {}) if dot else settings
+            target = sections[stage] if dot else settings
             target[option if dot else name] = value
         for stage in self.common:
-            settings.setdefault(stage, {})["output"] = str(shared / SECTIONS[stage].output)
+            sections[stage]["output"] = str(shared / SECTIONS[stage].output)
         return resolve_recipe(settings, root, self.source)
 
 
@@ -86,6 +87,7 @@ def read_space(settings: Mapping[str, Any], source: str) -> Space:
             raise UsageError(
                 f"{source}: {place} is one place for all trials.", "Leave it out: each has its own folder."
             )
+    resolve_recipe(rest, Path(), source)
     dimensions = tuple(_dimension(str(name), said, f"{source}: search: {name}") for name, said in section.items())
     space = Space(rest, dimensions, source)
     _require_possible(space)
@@ -96,6 +98,8 @@ def _dimension(name: str, said: object, source: str) -> Dimension:
     stage, dot, option = name.partition(".")
     if dot and stage not in SEARCHED:
         raise UsageError(f"{source} is in no stage that is searched.", f"Name one of {', '.join(SEARCHED)}.")
+    if option == "output":
+        raise UsageError(f"{source} is no choice: each trial has its own folder.", "Leave it out.")
     cls, option = (SECTIONS[stage], option) if dot else (TrainOptions, name)
     try:
         if isinstance(said, list | tuple) and said:
