@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 def score(options: ScoreOptions, output: Output) -> None:
     """Score a model on the test images: 0.3 for size + 0.3 for latency + 0.4 for accuracy, against a baseline.
 
-    Several models give a board.
+    Several models give a board. A model may be an ONNX file, too, or a folder of somebody else's (--run-code).
     """
     if options.verify:
         _verify(options, output)
