@@ -5,9 +5,11 @@ import io
 
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest
 
 from slimkit.core.measure.answers import Answers, binomial_p, compare_answers, wilson
+from slimkit.core.scoring.details import draw_confusion, in_blocks
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 5), (5, 5), (1, 3), (665, 1000), (3319, 5000)])
@@ -52,6 +54,20 @@ def test_the_tables_by_hand() -> None:
     ]
     assert (rows[0]["most_mistaken_for"], rows[0]["times"]) == ("b, c", "2")
     assert rows[1]["most_mistaken_for"] == ""
+    assert (answers.unanswered, [row["no_answer"] for row in rows]) == (1, ["0", "1"])
     table = list(csv.reader(io.StringIO(answers.confusion_csv(["a", "b, c", "d"]))))
     assert table[0] == ["", "a", "b, c", "d"]
     assert table[1] == ["a", "1", "2", "0"]
+
+
+def test_many_classes_share_squares() -> None:
+    counts = torch.tensor([[4, 1, 0], [0, 2, 3], [1, 0, 5]])
+    assert in_blocks(counts, 1).tolist() == counts.tolist()
+    assert in_blocks(counts, 2).tolist() == [[7, 3], [1, 5]]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 260])
+def test_the_confusion_is_drawn_of_any_number_of_classes(classes: int) -> None:
+    picture = draw_confusion(torch.eye(classes, dtype=torch.int64), [str(i) for i in range(classes)])
+    with Image.open(io.BytesIO(picture)) as shown:
+        assert shown.size[0] < 1500

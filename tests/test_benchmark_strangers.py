@@ -18,11 +18,13 @@ from slimkit.core.benchmark import turns
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.options import BenchmarkOptions
+from slimkit.core.scoring.foreign import _remarks_on_cores
 from slimkit.core.strangers.convention import Submission, is_foreign, read_submission
 from slimkit.core.strangers.host import start
 from slimkit.core.strangers.round_trips import start_round_trips
 from slimkit.core.strangers.snapshot import snapshot
 from slimkit.core.strangers.stated import stated_size
+from slimkit.core.strangers.watch import computed_seconds
 
 pytestmark = needs_walls
 QUICK = {"restarts": 0, "min_seconds": 0.1, "backend": ("torch",), "threads": 1}
@@ -93,18 +95,11 @@ threading.Thread(target=spin, daemon=True).start()
 def test_it_computes_nothing_while_others_have_their_turn(tmp_path: Path) -> None:
     folder = submission(tmp_path / "theirs", model("return x.mean((2, 3))", head=SPINS))
     with start(read_submission(folder), threads=1) as stranger:
-        threads = [*Path("/proc").glob(f"{stranger.process.pid}/task/*/children")]
-        (child,) = {each for file in threads for each in file.read_text().split()} or {str(stranger.process.pid)}
-
-        def computed() -> int:
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            return int(fields[11]) + int(fields[12])
-
         stranger.rest()
         time.sleep(0.1)  # it is stopped where its cores next look
-        before = computed()
+        before = computed_seconds(stranger.process.pid)
         time.sleep(0.5)
-        assert computed() == before
+        assert computed_seconds(stranger.process.pid) == before > 0
         stranger.wake()
         assert stranger.ask(torch.ones(2, 3, 8, 8))[0].shape == (2, 3)
 
@@ -126,3 +121,8 @@ def test_an_onnx_file_alone_is_a_model_whatever_lies_beside_it(tmp_path: Path) -
 def test_no_size_is_read_of_what_is_no_onnx(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     assert stated_size(Submission(tmp_path, tmp_path / "model.onnx", "onnx", {})) is None
+
+
+def test_more_cores_than_threads_are_told() -> None:
+    assert _remarks_on_cores(1.1, 1) == ()
+    assert "1.9 cores busy while it was timed; it was given 1 thread." in _remarks_on_cores(1.9, 1)[0]

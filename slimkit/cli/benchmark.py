@@ -61,7 +61,10 @@ FIGURES = (
     ),
 )
 def benchmark(options: BenchmarkOptions, output: Output) -> None:
-    """Time models beside a baseline, in turn, each in a process of its own: the ratios first, then the times."""
+    """Time models beside a baseline, in turn, each in a process of its own: the ratios first, then the times.
+
+    A model may be an ONNX file, too, or a folder of somebody else's (--run-code).
+    """
     if options.layer_times:
         _time_layers(options, output)
         return

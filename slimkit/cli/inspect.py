@@ -10,7 +10,6 @@ from slimkit.cli.command import command
 from slimkit.cli.output import Output, table
 from slimkit.cli.stage import figure_rows
 from slimkit.core.options import ScoreOptions
-from slimkit.core.readme import describe_resize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +39,8 @@ def inspect(options: InspectOptions, output: Output) -> None:
 
 def summary_table(found: "Inspection") -> "Table":
     """What the model is as a whole, and what was verified."""
+    from slimkit.core.readme import describe_resize
+
     a = found.architecture
     rows = [
         ("model", f"{a.model_type}, from {a.base.get('name', 'nothing')}"),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 def score(options: ScoreOptions, output: Output) -> None:
     """Score a model on the test images: 0.3 for size + 0.3 for latency + 0.4 for accuracy, against a baseline.
 
-    Several models give a board.
+    Several models give a board. A model may be an ONNX file, too, or a folder of somebody else's (--run-code).
     """
     if options.verify:
         _verify(options, output)
@@ -124,6 +124,7 @@ def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
     one = report.latency_alone
     alone = f"; median {one.median:.3f} ms on one" if one and latency.threads > 1 else ""
     low, high = report.accuracy.confidence
+    silent = report.accuracy.answers.unanswered
     other = report.baseline.accuracy
     was = f"; the baseline's {other.answers.calibration_error():.1f}" if other else ""
     known = f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
@@ -132,6 +133,7 @@ def _remarks(report: "ScoreReport", options: ScoreOptions) -> list[str]:
         f"{threads(latency.threads)}{alone}.",
         f"Accuracy: {report.accuracy.images:,} test images of {report.data} (95 %: {low:.2f} to {high:.2f} %); under "
         f"{report.min_accuracy:.2f} % a model is degenerate and ranks below the rest.",
+        *([f"{silent:,} images got no answer: a logit is no number."] if silent else []),
         *_difference(report.difference),
         f"Confidence is {report.accuracy.answers.calibration_error():.1f} points from accuracy on average (ECE{was}).",
         *foreign_code(report.changed_code),

@@ -45,7 +45,7 @@ class OutsideLoad:
         busy, before = _busy_seconds(), self._busy
         if busy is None or before is None or elapsed <= 0:
             return None
-        own = _own_seconds() - self._own + sum(_seconds_of(pid) for pid in workers)
+        own = _own_seconds() - self._own + sum(seconds_of(pid) for pid in workers)
         return max(0.0, (busy - before - own) / elapsed)
 
     def strain(self) -> Strain:
@@ -151,7 +151,7 @@ def _own_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _seconds_of(pid: int) -> float:
+def seconds_of(pid: int) -> float:
     """What a process has computed; 0 once it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

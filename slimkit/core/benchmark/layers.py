@@ -90,7 +90,8 @@ def run_layer_times(options: BenchmarkOptions, progress: Progress = silent) -> L
     for name in dict.fromkeys((options.model, *options.others)):
         if is_foreign(Path(name)):
             raise UsageError(
-                f"{name} was not written by slimkit, so its layers are not known.", "Leave --layer-times or it out."
+                f"{name} was not written by slimkit, so its layers are not known.",
+                "Leave it out, or compare it without --layer-times.",
             )
         classifier, _ = open_own(options if name == options.model else options.naming(name, None), progress)
         models.append(ModelLayers(name, _sha256(classifier), _times(classifier, options.batch_size, progress)))

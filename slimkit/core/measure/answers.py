@@ -29,6 +29,11 @@ class Answers:
         """Whether each answer is right: bool [n]."""
         return self.given == self.labels
 
+    @property
+    def unanswered(self) -> int:
+        """How many images got no answer, since a logit is NaN."""
+        return int((self.given < 0).sum())
+
     def calibration_error(self) -> float:
         """By how many points confidence and accuracy differ, on average (ECE; Guo et al. 2017, arXiv:1706.04599)."""
         bins = (self.confidence * BINS).long().clamp(0, BINS - 1)
@@ -56,8 +61,9 @@ class Answers:
             said = (class_names[worst], int(mistakes[worst])) if mistakes[worst] else ("", 0)
             low, high = wilson(right, images[index])
             share = 100 * right / images[index]
-            rows.append([name, images[index], right, f"{share:.2f}", f"{low:.2f}", f"{high:.2f}", *said])
-        head = ["class", "images", "right", "accuracy_%", "low_%", "high_%", "most_mistaken_for", "times"]
+            silent = images[index] - int(confusion[index].sum())
+            rows.append([name, images[index], right, f"{share:.2f}", f"{low:.2f}", f"{high:.2f}", *said, silent])
+        head = ["class", "images", "right", "accuracy_%", "low_%", "high_%", "most_mistaken_for", "times", "no_answer"]
         return csv_text([head, *rows])
 
     def confusion_csv(self, class_names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -35,11 +36,13 @@ from slimkit.core.strangers.convention import FREE_BYTES, Submission, printable
 from slimkit.core.strangers.host import Stranger
 from slimkit.core.strangers.opened import opened, read_permitted
 from slimkit.core.strangers.stated import open_data_for_stranger
+from slimkit.core.strangers.watch import computed_seconds
 from slimkit.standalone.model_loader import sides
 
 WARM_UP = 10  # runs that don't count
 SAME_WHEN_TIMED = 0.98  # of the timed images, at least, are answered alike when they are judged
 SAME_TO_LOOKALIKES = 0.9  # of the images, at least, are answered alike with noise
+CORES_MORE = 0.25  # than it has threads, on average: no rounding of the system's clock
 LOOKALIKES = 256  # images at most that are shown again with noise
 
 
@@ -55,7 +58,8 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
     class_names = _class_names(options, submission, data)
     with opened(submission, options) as (copy, launch):
         threads = options.threads or torch.get_num_threads()
-        latency, accuracy, walls = _time_and_judge(partial(launch, threads), data, class_names, options, progress)
+        launch_again = partial(launch, threads)
+        latency, cores, accuracy, walls = _time_and_judge(launch_again, data, class_names, options, progress)
         measured = Measured(
             data=data.name,
             class_names=class_names,
@@ -63,7 +67,7 @@ def measure_stranger(options: ScoreOptions, with_baseline: bool, progress: Progr
             sha256=hashes_of(copy.folder, copy.weights, data.test),
             accuracy=accuracy,
             latency=latency,
-            remarks=_remarks(copy),
+            remarks=(*_remarks(copy), *_remarks_on_cores(cores, threads)),
             walls=walls,
         )
     return _with_baseline(measured, options, data, progress) if with_baseline and options.baseline else measured
@@ -83,12 +87,14 @@ def _time_and_judge(
     class_names: Sequence[str],
     options: ScoreOptions,
     progress: Progress,
-) -> tuple[Latency, Accuracy, dict[str, str]]:
-    """The latency, the accuracy, and the walls around it, of what `run` starts."""
+) -> tuple[Latency, float, Accuracy, dict[str, str]]:
+    """The latency, the cores that it kept busy then, the accuracy, and the walls around it, of what `run` starts."""
     images, preprocessing = data.test, data.preprocessing
     timed = _shuffled(len(images))[: options.runs]
     with run() as stranger, progress("time runs", options.runs) as advance:
+        began, before = time.perf_counter(), computed_seconds(stranger.process.pid)
         in_turn, rounds = _time(stranger, images, preprocessing, timed, options.runs, advance)
+        cores = (computed_seconds(stranger.process.pid) - before) / (time.perf_counter() - began)
     with run() as stranger:
         accuracy = judge(
             lambda inputs: _require_classes(stranger.ask(inputs)[0], len(class_names)),
@@ -113,7 +119,8 @@ def _time_and_judge(
             given[looked_at],
             SAME_TO_LOOKALIKES,
         )
-    return summarize(rounds, batch_size=1, threads=options.threads or torch.get_num_threads()), accuracy, stranger.walls
+    latency = summarize(rounds, batch_size=1, threads=options.threads or torch.get_num_threads())
+    return latency, cores, accuracy, stranger.walls
 
 
 def _shuffled(count: int) -> Tensor:
@@ -201,6 +208,12 @@ def _remarks(submission: Submission) -> tuple[str, ...]:
             f"hold weights, too: all but {FREE_BYTES // 2**10} KB of text, compressed."
         )
     return tuple(remarks)
+
+
+def _remarks_on_cores(cores: float, threads: int) -> tuple[str, ...]:
+    if cores <= threads + CORES_MORE:
+        return ()
+    return (f"It kept {cores:.1f} cores busy while it was timed; it was given {threads} thread{'s' * (threads > 1)}.",)
 
 
 def _with_baseline(measured: Measured, options: ScoreOptions, data: ImageSet, progress: Progress) -> Measured:

@@ -72,6 +72,7 @@ class ScoreReport:
             "calibration_error": self.accuracy.answers.calibration_error(),
             "difference": asdict(self.difference) if self.difference else None,
             "correct": self.accuracy.correct,
+            "unanswered": self.accuracy.answers.unanswered,
             "images": self.accuracy.images,
             "latency_median": self.latency.median,
             "latency_p90": self.latency.p90,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from slimkit.core.errors import DataError, UsageError
-from slimkit.core.measure.answers import wilson
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
@@ -19,6 +18,7 @@ from slimkit.core.typed import FieldError, parse_options
 
 HINT = "Name the results.json of a `slimkit score` of this version."
 ROUNDING = 1e-6
+OTHER_CPU = 0.005  # of the images may be answered otherwise on another CPU
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ def _equal(figure: str, recorded: float, measured: float) -> Check:
 
 
 def _accuracy(recorded: dict[str, Any], report: ScoreReport) -> Check:
-    own, images = wilson(int(recorded["correct"]), int(recorded["images"])), recorded["images"]
-    says_so = abs(100 * recorded["correct"] / images - recorded["accuracy"]) <= 1e-6
-    holds = says_so and images == report.accuracy.images and _overlap(own, report.accuracy.confidence)
-    return Check(
-        "accuracy (%)", recorded["accuracy"], report.accuracy.top1, holds, "95 % intervals overlap, as many images"
-    )
+    """The same weights answer the same images alike, but for ties that another CPU rounds otherwise."""
+    correct, images = int(recorded["correct"]), recorded["images"]
+    says_so = abs(100 * correct / images - recorded["accuracy"]) <= 1e-6
+    near = abs(correct - report.accuracy.correct) <= max(1, OTHER_CPU * report.accuracy.images)
+    holds = says_so and images == report.accuracy.images and near
+    asked = f"within {100 * OTHER_CPU:g} points or an image, as many images"
+    return Check("accuracy (%)", recorded["accuracy"], report.accuracy.top1, holds, asked)
 
 
 def _latency(figure: str, was: Any, now: tuple[float, float] | None, recorded: float, measured: float) -> Check:

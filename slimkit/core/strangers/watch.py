@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from slimkit.core.load import seconds_of
+
 MOST_SCRATCH = 256 * 2**20  # bytes
 MOST_THREADS = 1024
 MOST_DEPTH = 16  # of folders in the scratch folder
@@ -27,6 +29,11 @@ def peak_memory_mb(process: int) -> float:
     """The most memory that any of that process and those that it started has had, in MB."""
     peaks = [int(value) for each in _family(process) if (value := _status(each, "VmHWM"))]
     return max(peaks, default=0) / 2**10
+
+
+def computed_seconds(process: int) -> float:
+    """What that process and those that it started have computed, over all their threads."""
+    return sum(map(seconds_of, _family(process)))
 
 
 def _family(process: int) -> Iterator[int]:
