@@ -132,7 +132,6 @@ CASES: dict[str, list[Callable[[], Case]]] = {
         lambda: Case(lambda self, x: torch.addmm(self.b, x.mean((2, 3)), self.t), b=torch.rand(3), t=torch.rand(4, 3))
     ],
     "baddbmm": _of(lambda x: torch.baddbmm(x[:, 0], x[:, 1], x[:, 2].transpose(1, 2) @ x[:, 3], alpha=0.5)),
-    "einsum": _of(lambda x: torch.einsum("nchw,nkhw->nck", x, x)),
     "mv": [lambda: Case(lambda self, x: x + torch.mv(self.t, x[0, :, 0, 0]).view(1, 4, 1, 1), t=torch.rand(4, 4))],
     "dot": [lambda: Case(lambda self, x: x * torch.dot(x[0, :, 0, 0], self.v), v=torch.rand(4))],
     "weight_norm": [

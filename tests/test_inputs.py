@@ -145,6 +145,7 @@ def test_a_wide_cut_is_the_centre_of_what_covers_it() -> None:
         (np.zeros((5, 6, 13), np.int64), "unsigned integers or floating-point"),
         (np.array([{}, {}]), "not a readable array"),
         (np.zeros((0, 4, 13), np.uint8), "no array"),
+        (np.full((4, 4, 13), np.nan, np.float32), "not finite"),
     ],
 )
 def test_odd_arrays_are_refused_by_name(values: np.ndarray, reason: str, tmp_path: Path) -> None:

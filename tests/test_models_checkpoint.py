@@ -120,6 +120,29 @@ def test_a_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
         _read(_network(), tmp_path)
 
 
+def test_a_byte_that_changed_on_the_way_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(STATE, file)
+    content = bytearray(file.read_bytes())
+    content[content.find(STATE["0.0.weight"].numpy().tobytes()) + 3] ^= (
+        1  # in the sign and exponent of the first number
+    )
+    file.write_bytes(content)
+    with pytest.raises(FolderError, match=r"weights\.pth is damaged: the checksum"):
+        read_checkpoint(file, STATE.keys())
+
+
+def test_a_folder_is_not_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="is a folder"):
+        read_checkpoint(tmp_path, STATE.keys())
+
+
+def test_other_names_for_what_is_missing_are_said() -> None:
+    state = {key.replace("2.", "head."): value for key, value in STATE.items()}
+    with pytest.raises(ModelError, match=r"lacks the tensors 2\.weight, 2\.bias .* it has .*head\.weight, head\.bias"):
+        fill(_network(), state, Path("weights.pth"), 2)
+
+
 def test_a_key_chooses_among_several_state_dicts(tmp_path: Path) -> None:
     other = {key: tensor + 1 for key, tensor in STATE.items()}
     torch.save({"ema": STATE, "last": {"state_dict": other}}, tmp_path / "weights.pth")

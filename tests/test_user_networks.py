@@ -16,10 +16,9 @@ from slimkit.core.quantization.convert import Scheme, quantize
 
 # What users write seldom, and what picks by values: in an int8 network these are refused
 NO_INT8_FORM = """
-adaptive_avg_pool1d adaptive_avg_pool3d addmm argmax avg_pool1d avg_pool3d baddbmm conv3d
-conv_transpose1d conv_transpose3d div_rounded dot einsum eq gather ge grid_sampler gt im2col le
-logical_not lt masked_fill max_pool1d max_pool3d mv ne pow_tensor prod remainder repeat_interleave
-select_scatter slice_scatter to tril triu unfold weight_norm where
+addmm argmax baddbmm conv3d conv_transpose1d conv_transpose3d div_rounded dot eq gather ge grid_sampler gt
+im2col le logical_not lt masked_fill mv ne prod remainder repeat_interleave select_scatter slice_scatter to
+tril triu unfold weight_norm where
 """
 SCHEMES: tuple[Scheme, ...] = ("static", "dynamic")
 

@@ -278,7 +278,6 @@ OPERATIONS: dict[str, str] = {
     "mm": "mm",
     "baddbmm": "baddbmm",
     "addmm": "addmm",
-    "einsum": "einsum",
     "mv": "mv",
     "dot": "dot",
     "weight_norm": "_weight_norm",
@@ -410,7 +409,7 @@ OPERATIONS: dict[str, str] = {
 }
 
 
-PRODUCTS = {"matmul", "bmm", "mm", "baddbmm", "addmm", "einsum", "mv", "dot", "scaled_dot_product_attention"}
+PRODUCTS = {"matmul", "bmm", "mm", "baddbmm", "addmm", "mv", "dot", "scaled_dot_product_attention"}
 
 DTYPES = {
     name: getattr(torch, name)
@@ -1090,10 +1089,10 @@ def _flag(value: Any, _: int) -> bool:
 
 
 def _at_least(low: int) -> _Kind:
-    """One number of pixels, or one for each of two sides."""
+    """One number of pixels, or one for each of up to three sides."""
 
     def kind(value: Any, _: int) -> bool:
-        sides = value if _is_list(value, 2) and len(value) > 0 else [value]
+        sides = value if _is_list(value, 3) and len(value) > 0 else [value]
         return all(_is_integer(side, low, MOST_PIXELS) for side in sides)
 
     return kind
@@ -1264,17 +1263,33 @@ CALLS: dict[str, _Call] = {
         _X | {"kernel_size": _SIDES},
         _POOL | {"ceil_mode": _flag, "count_include_pad": _flag, "divisor_override": _SIDES_OR_NONE},
     ),
-    "functional.adaptive_avg_pool2d": _Call(functional.adaptive_avg_pool2d, _X | {"output_size": _SIDES}),
+    **{
+        f"functional.avg_pool{n}d": _Call(
+            getattr(functional, f"avg_pool{n}d"),
+            _X | {"kernel_size": _SIDES},
+            _POOL | {"ceil_mode": _flag, "count_include_pad": _flag},
+        )
+        for n in (1, 3)
+    },
+    **{
+        f"functional.adaptive_avg_pool{n}d": _Call(
+            getattr(functional, f"adaptive_avg_pool{n}d"), _X | {"output_size": _SIDES}
+        )
+        for n in (1, 2, 3)
+    },
     "functional.lp_pool2d": _Call(
         functional.lp_pool2d,
         _X | {"norm_type": _number, "kernel_size": _SIDES},
         {"stride": _SIDES_OR_NONE, "ceil_mode": _flag},
     ),
-    "functional.max_pool2d": _Call(
-        functional.max_pool2d,
-        _X | {"kernel_size": _SIDES},
-        _POOL | {"dilation": _SIDES, "ceil_mode": _flag, **_NO_INDICES},
-    ),
+    **{
+        f"functional.max_pool{n}d": _Call(
+            getattr(functional, f"max_pool{n}d"),
+            _X | {"kernel_size": _SIDES},
+            _POOL | {"dilation": _SIDES, "ceil_mode": _flag, **_NO_INDICES},
+        )
+        for n in (1, 2, 3)
+    },
     "functional.adaptive_max_pool2d": _Call(functional.adaptive_max_pool2d, _X | {"output_size": _SIDES}, _NO_INDICES),
     "functional.interpolate": _Call(functional.interpolate, _X, _RESIZE),
     "functional.pad": _Call(

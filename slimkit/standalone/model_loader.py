@@ -405,6 +405,8 @@ def decode_array(file: str | Path | IO[bytes], channels: int, name: str | None =
         raise ValueError(f"{name or file} is not a readable array: {error}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "uf" or values.size == 0:
         raise ValueError(f"{name or file} holds no array of unsigned integers or floating-point numbers")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"{name or file} has values that are not finite")
     if values.ndim == 2:
         values = values[None]
     elif values.ndim == 3 and values.shape[2] == channels:

@@ -37,17 +37,9 @@ _IN_PLACE = re.compile(r"_(_\d+)?$")  # what is left of a name such as add_ or r
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-_DECOMPOSED = ("einsum", "baddbmm")  # channels run through their parts, and int8 has these
-
-
 def is_known(name: str) -> bool:
     """Whether an operation has a normal form, or gives no tensor; name: as `functional.operation_name` has it."""
-    return (
-        name.startswith(_NO_VALUE)
-        or name in SPELLINGS
-        or _base(name) in SPELLINGS
-        or (_base(name) in OPERATIONS and name not in _DECOMPOSED)
-    )
+    return name.startswith(_NO_VALUE) or name in SPELLINGS or _base(name) in SPELLINGS or _base(name) in OPERATIONS
 
 
 def _base(name: str) -> str:

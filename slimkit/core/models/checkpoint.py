@@ -89,11 +89,13 @@ def _of_key(found: list[_Weights], key: str, file: Path) -> list[_Weights]:
 
 def _load(file: Path) -> Any:
     """The plain values in `file`. Raises FolderError for anything else."""
+    if file.is_dir():
+        raise FolderError(f"{file} is a folder.", "Name the file of weights in it, such as model.safetensors.")
     if not file.is_file():
         raise FolderError(f"There is no file {file}.", "Check the path given with --weights.")
     if file.suffix == ".safetensors":
         return _load_safetensors(file)
-    _require_size(file)
+    _require_whole(file)
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -115,15 +117,24 @@ def _load_safetensors(file: Path) -> Any:
         raise FolderError(f"{file} can't be read as safetensors: {error}.", "Write the file again.") from None
 
 
-def _require_size(file: Path) -> None:
-    """Raise FolderError for an archive that unpacks to many times its size, before memory is taken for it."""
+def _require_whole(file: Path) -> None:
+    """Raise FolderError for an archive that unpacks to many times its size, before memory is taken for it, or damaged.
+
+    torch.load computes no checksums: it would give wrong weights.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
+            if size > EXPANSION * file.stat().st_size + SPARE_BYTES:
+                raise FolderError(f"{file} is {file.stat().st_size:,} bytes, and would unpack to {size:,}.", SAVE_HINT)
+            damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return  # an older format, or damaged: torch.load tells
-    if size > EXPANSION * file.stat().st_size + SPARE_BYTES:
-        raise FolderError(f"{file} is {file.stat().st_size:,} bytes, and would unpack to {size:,}.", SAVE_HINT)
+    if damaged is not None:
+        raise FolderError(
+            f"{file} is damaged: the checksum of {damaged} in it is wrong.",
+            "Copy or download the file again; save it again where it was saved without checksums.",
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -42,9 +42,11 @@ def fill(module: nn.Module, state: dict[str, Tensor], file: Path, num_classes: i
             NETWORK_HINT,
         )
     needed = [key for key in own if key not in head and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
     if missing := [key for key in needed if key not in state]:
-        raise ModelError(f"{file} lacks {_listed(missing)} of the network.", NETWORK_HINT)
-    if unknown := [key for key in state if key not in own]:
+        instead = f"; it has {_listed(unknown)}, which the network has not" if unknown else ""
+        raise ModelError(f"{file} lacks {_listed(missing)} of the network{instead}.", NETWORK_HINT)
+    if unknown:
         raise ModelError(f"{file} has {_listed(unknown)}, which the network has not.", NETWORK_HINT)
     own.update(state)  # it knows the versions of the modules, for which MNASNet asks
     module.load_state_dict(own)

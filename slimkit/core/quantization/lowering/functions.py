@@ -169,6 +169,13 @@ def _max_pool(r: Reading) -> Call:
     return r.call("MaxPool2d", "functional.max_pool2d", *(r[name] for name in names))
 
 
+def _pool(kind: str, dimensions: int) -> Reader:
+    """Pools over other than two dimensions of space, in float."""
+    more = ("dilation", "ceil_mode") if kind == "max_pool" else ("ceil_mode", "count_include_pad")
+    names = ("self", "kernel_size", "stride", "padding", *more)
+    return _of_tensors(f"functional.{kind}{dimensions}d", *names)
+
+
 def _interpolate(mode: str) -> Reader:
     def read(r: Reading) -> Call:
         corners = {} if mode == "nearest" else {"align_corners": bool(r["align_corners"])}
@@ -266,6 +273,7 @@ READERS: dict[str, Reader] = {
     "clamp_min": _elementwise("Tensor.clamp_min", "min"),
     "clamp_max": _elementwise("Tensor.clamp_max", "max"),
     "pow": _elementwise("operator.pow", "exponent"),
+    "pow_tensor": _of_tensors("operator.pow", "self", "exponent"),
     "add": _arithmetic("add", "Add"),
     "sub": _arithmetic("sub"),
     "rsub": _arithmetic("sub", reverse=True),
@@ -315,6 +323,11 @@ READERS: dict[str, Reader] = {
     "avg_pool2d": _avg_pool,
     "adaptive_avg_pool2d": _adaptive_avg_pool,
     "max_pool2d": _max_pool,
+    **{f"{kind}{n}d": _pool(kind, n) for kind in ("max_pool", "avg_pool") for n in (1, 3)},
+    **{
+        f"adaptive_avg_pool{n}d": _of_tensors(f"functional.adaptive_avg_pool{n}d", "self", "output_size")
+        for n in (1, 3)
+    },
     "adaptive_max_pool2d": lambda r: r.call(
         "Function", "functional.adaptive_max_pool2d", {"input": 0}, r["output_size"]
     ),
