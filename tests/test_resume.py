@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_classifier
-from PIL import Image
 from test_cli_chain import write_images
 from torch import Tensor, nn
 
@@ -270,41 +269,6 @@ def test_the_course_is_written_as_lines_of_json(interrupted: TrainOptions) -> No
     assert [line["held_out_accuracy"] for line in epochs] == pytest.approx(detail["held_out_accuracy"], abs=1e-3)
     assert [line["loss"] for line in epochs] == pytest.approx(detail["loss"], abs=1e-3)
     assert all(line["images_per_second"] >= 0 for line in lines)
-
-
-def test_the_course_is_drawn_beside_the_result(interrupted: TrainOptions) -> None:
-    picture = interrupted.output.with_name("part.curves.png")
-    resume(interrupted, plot=True)
-    with Image.open(picture) as drawn:
-        assert (drawn.format, drawn.size) == ("PNG", (1100, 400))
-    Path("new.curves.png").write_bytes(b"mine")
-    with pytest.raises(FolderError, match=r"new\.curves\.png exists"):
-        run_train(options_of(Path("images"), Path("new"), plot=True))
-
-
-def test_tensorboard_shows_each_step_once_after_an_interruption(here: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    options = options_of(Path("images"), Path("shown"), tensorboard=True, epochs=2)
-    with pytest.raises(Stopped):
-        run_train(options, stop_after(34 + 11))
-    resume(options)
-    events = accumulator.EventAccumulator("shown.tensorboard").Reload()
-    lines = [json.loads(line) for line in Path("shown.metrics.jsonl").read_text().splitlines()]
-    for tag, key, kind in (
-        ("loss", "loss", "learning_rate"),
-        ("learning rate", "learning_rate", "learning_rate"),
-        ("loss of the epoch", "loss", "held_out_accuracy"),
-        ("held-out accuracy", "held_out_accuracy", "held_out_accuracy"),
-    ):
-        shown = {event.step: event.value for event in events.Scalars(tag)}
-        assert shown == pytest.approx({line["step"]: line[key] for line in lines if kind in line}, rel=1e-5)
-
-
-def test_without_tensorboard_it_is_said_before_anything_else(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UsageError, match="not installed") as caught:
-        run_train(options_of(Path("nowhere"), Path("shown"), tensorboard=True))
-    assert "slimkit[tensorboard]" in caught.value.hint
 
 
 def test_a_file_of_the_users_own_is_not_taken_for_the_course(here: Path) -> None:

@@ -14,7 +14,7 @@ IMAGENET_PREPROCESSING = Preprocessing(resize=256, crop=224)
 
 
 class Source(Protocol):
-    """The images of one split, wherever they lie. Goes whole to worker processes, so it can be pickled."""
+    """The images of one split, wherever they lie. Read by several threads at once."""
 
     @property
     def labels(self) -> Tensor:

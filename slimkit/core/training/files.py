@@ -34,6 +34,11 @@ class TrainingFiles:
         Raises UsageError for what a package is missing for.
         """
         files = cls(options.output, 60 * options.checkpoint_minutes, options.resume, options.tensorboard)
+        require_metrics(files.metrics)
+        if options.plot:
+            require_file(files.curves, options.force or options.resume)
+        if options.tensorboard:
+            require_tensorboard()
         if has_checkpoint(files.folder) and not options.resume:
             if not options.force:
                 raise FolderError(
@@ -41,11 +46,6 @@ class TrainingFiles:
                     "Give --resume to go on with it, or -f/--force to start over.",
                 )
             files.remove()
-        require_metrics(files.metrics)
-        if options.plot:
-            require_file(files.curves, options.force or options.resume)
-        if options.tensorboard:
-            require_tensorboard()
         return files
 
     @property
