@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from slimkit.core.bytes import parse_bytes
 from slimkit.core.errors import UsageError
 from slimkit.core.options import (
     WEIGHT_BITS,
@@ -78,7 +79,6 @@ RANGES = {
     "min_agreement": Range(0, 100, "95"),
     "reconstruction_images": IMAGES,
     "calibration_images": IMAGES,
-    "weight_bits": Range(min(WEIGHT_BITS), max(WEIGHT_BITS), "8"),
     "runs": RUNS,
     "restarts": Range(0, 1000, "3"),
     "min_seconds": dataclasses.replace(POSITIVE, example="10"),
@@ -199,12 +199,29 @@ def _check_distill(options: DistillOptions) -> None:
 
 
 def _check_quantize(options: QuantizeOptions) -> None:
-    if options.weight_bits not in WEIGHT_BITS:
-        raise UsageError(
-            f"--weight-bits {options.weight_bits} can't be had.", f"Give one of {', '.join(map(str, WEIGHT_BITS))}."
-        )
+    if options.weight_bits not in (*WEIGHT_BITS, "auto"):
+        known = ", ".join(map(str, WEIGHT_BITS))
+        raise UsageError(f"--weight-bits {options.weight_bits} can't be had.", f"Give one of {known} or auto.")
+    _check_max_size(options)
     if options.qat_epochs and options.scheme != "static":
         raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
+
+
+def _check_max_size(options: QuantizeOptions) -> None:
+    if options.max_size is None:
+        if options.weight_bits == "auto":
+            raise UsageError("--weight-bits auto is for a size, which is not given.", "Give --max-size, such as 2MB.")
+        return
+    if options.weight_bits != "auto":
+        raise UsageError(
+            f"--max-size chooses the bits of each layer, and --weight-bits is {options.weight_bits}.",
+            "Give --weight-bits auto.",
+        )
+    parse_bytes(options.max_size)
+    if options.max_drop is not None:
+        raise UsageError("--max-size and --max-drop are several budgets.", "Give one of them.")
+    if not options.compress_weights:
+        raise UsageError("--max-size counts coded weights.", "Leave out --no-compress-weights.")
 
 
 def _check_score(options: ScoreOptions) -> None:

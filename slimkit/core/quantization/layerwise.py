@@ -32,12 +32,17 @@ class _Moments:
 
 @torch.no_grad()
 def round_layers(
-    simulation: Simulation, batches: Batches, largest: Mapping[str, int], progress: Progress
+    simulation: Simulation,
+    batches: Batches,
+    largest: Mapping[str, int],
+    progress: Progress,
+    prices: Mapping[str, float] | None = None,
 ) -> dict[str, RoundedLayer]:
     """Round the weights of `simulation.layers`, in place, from the first to the last; gives the rounded ones.
 
     batches: normalized float32 images [n, 3, h, w] each; where not all fit into `flow.MEMORY_LIMIT`, early layers see
-        fewer. largest: the largest code, on both sides of 0, of each layer by name.
+        fewer. largest: the largest code, on both sides of 0, of each layer by name. prices: of a bit of its codes, in
+        terms of the squared error of its outputs; 0 for layers that are not named.
 
     A layer's weights are first moved by ridge regression, so that on the inputs that the rounded layers before it give,
     it gives what the float network does (Li et al. 2025, GPTAQ, arXiv:2504.02692), its residual's error included; then
@@ -54,7 +59,8 @@ def round_layers(
             if node.op == "call_module" and node.target in simulation.layers:
                 name = str(node.target)
                 moments = _moments(flow, position, simulation.layers[name], simulation.residuals.get(name))
-                done[name] = _round_layer(simulation.layers[name], moments, largest[name])
+                price = (prices or {}).get(name, 0.0)
+                done[name] = _round_layer(simulation.layers[name], moments, largest[name], price)
                 advance(1)
             flow.step_changed(position)
     return done
@@ -98,7 +104,7 @@ def _moments(flow: Lockstep, position: int, layer: Weighted, residual: fx.Node |
         lacking = batch.original[flow.original.nodes[position]] - layer(x)
         if residual is not None:
             lacking += batch.original[in_float[residual]] - batch.changed[residual]
-        patches, outputs = _sample(x, lacking, layer, -(-SAMPLES // flow.images), generator)
+        patches, outputs = sample_patches(x, lacking, layer, -(-SAMPLES // flow.images), generator)
         patches = patches.reshape(len(patches), groups, -1).transpose(0, 1)  # [g, n, d]
         if centre is None:
             centre = patches.mean(1, keepdim=True)  # near enough to the mean for float32 to hold the variances
@@ -112,7 +118,9 @@ def _moments(flow: Lockstep, position: int, layer: Weighted, residual: fx.Node |
     return _Moments(x + centre[:, 0], y, *covariances)
 
 
-def _sample(x: Tensor, y: Tensor, layer: Weighted, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_patches(
+    x: Tensor, y: Tensor, layer: Weighted, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Up to `count` places per image: the inputs that each is computed from [n, in, ...], and its outputs [n, out]."""
     if isinstance(layer, nn.Linear):
         x, y = x.flatten(1, -2) if x.ndim > 2 else x[:, None], y.flatten(1, -2) if y.ndim > 2 else y[:, None]
@@ -137,14 +145,14 @@ def _sum_moments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return x.sum(1), y.sum(0), x.transpose(1, 2) @ x, by_group @ x
 
 
-def _round_layer(layer: Weighted, moments: _Moments, largest: int) -> RoundedLayer:
+def _round_layer(layer: Weighted, moments: _Moments, largest: int, price: float) -> RoundedLayer:
     """Round `layer` in place."""
     groups, size = moments.x.shape
     weight = layer.weight.detach().view(groups, -1, size)  # [g, out / g, d]
     variance = moments.xx.diagonal(dim1=1, dim2=2).mean(1)
     ridge = (RIDGE * variance + 1e-12)[:, None, None] * torch.eye(size)
     wanted = weight + torch.linalg.solve(moments.xx + ridge, moments.yx, left=False)
-    codes, scale = round_by_least_squares(wanted, moments.xx, -largest, largest)
+    codes, scale = round_by_least_squares(wanted, moments.xx, -largest, largest, price)
     rounded = codes * scale[..., None]
     assert layer.bias is not None  # folded layers have one
     bias = layer.bias + moments.y + ((weight - rounded) * moments.x[:, None]).sum(2).flatten()
