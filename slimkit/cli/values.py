@@ -8,7 +8,7 @@ from typing import Any, get_args
 import typer
 from typer.core import TyperCommand
 
-from slimkit.core.options import Backend
+from slimkit.core.options import Backend, WeightBits
 from slimkit.core.sizes import Size, parse_size
 
 PER_CHANNEL = ("--mean", "--std")
@@ -29,6 +29,14 @@ def size(value: Any) -> Size:
     if parsed is None:
         raise typer.BadParameter(f"{value!r} is no size: write 224, or 192x320 for height and width.")
     return parsed
+
+
+def weight_bits(value: Any) -> WeightBits:
+    """--weight-bits 4 or auto; what comes from a file is one already."""
+    try:
+        return "auto" if value == "auto" else int(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is neither a number of bits nor auto.") from None
 
 
 def numbers(value: Any) -> tuple[float, ...]:

@@ -173,3 +173,9 @@ class Architecture:
     def is_quantized(self) -> bool:
         """Whether any layer computes in int8."""
         return any(layer.quantization for layer in self.layers)
+
+    @property
+    def weight_bits(self) -> dict[str, int]:
+        """Of each layer with integer weights, by its name."""
+        entries = {layer.name: layer.quantization or {} for layer in self.layers}
+        return {name: entry["weight_bits"] for name, entry in entries.items() if "weight_bits" in entry}

@@ -88,7 +88,6 @@ RANGES = {
     "min_agreement": Range(0, 100, "95"),
     "reconstruction_images": IMAGES,
     "calibration_images": IMAGES,
-    "weight_bits": Range(min(WEIGHT_BITS), max(WEIGHT_BITS), "8"),
     "runs": RUNS,
     "trials": Range(1, 1_000_000, "50"),
     "streams": Range(1, 256, "4"),
@@ -224,12 +223,29 @@ def _check_distill(options: DistillOptions) -> None:
 
 
 def _check_quantize(options: QuantizeOptions) -> None:
-    if options.weight_bits not in WEIGHT_BITS:
-        raise UsageError(
-            f"--weight-bits {options.weight_bits} can't be had.", f"Give one of {', '.join(map(str, WEIGHT_BITS))}."
-        )
+    if options.weight_bits not in (*WEIGHT_BITS, "auto"):
+        known = ", ".join(map(str, WEIGHT_BITS))
+        raise UsageError(f"--weight-bits {options.weight_bits} can't be had.", f"Give one of {known} or auto.")
+    _check_max_size(options)
     if options.qat_epochs and options.scheme != "static":
         raise UsageError("--qat-epochs trains for fixed ranges of activations.", "Leave it out, or --scheme static.")
+
+
+def _check_max_size(options: QuantizeOptions) -> None:
+    if options.max_size is None:
+        if options.weight_bits == "auto":
+            raise UsageError("--weight-bits auto is for a size, which is not given.", "Give --max-size, such as 2MB.")
+        return
+    if options.weight_bits != "auto":
+        raise UsageError(
+            f"--max-size chooses the bits of each layer, and --weight-bits is {options.weight_bits}.",
+            "Give --weight-bits auto.",
+        )
+    parse_bytes(options.max_size)
+    if options.max_drop is not None:
+        raise UsageError("--max-size and --max-drop are several budgets.", "Give one of them.")
+    if not options.compress_weights:
+        raise UsageError("--max-size counts coded weights.", "Leave out --no-compress-weights.")
 
 
 def parse_min_accuracy(text: str, baseline: float) -> float:

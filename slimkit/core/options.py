@@ -19,6 +19,7 @@ Target = Literal["fp32", "int8"]
 Method = Literal["kd", "dkd", "dist", "standardized"]  # of distillation: see core/distillation/losses.py
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8)  # that weights can be quantized to
+WeightBits = int | Literal["auto"]
 OF_ONE_RUN = ("force", "resume")  # options that are said anew each time
 DISTILL_EPOCHS = 5
 DEFAULT_RATE = 0.3  # of a pruning that is given no budget
@@ -181,7 +182,8 @@ class QuantizeOptions(ModelOptions):
     scheme: Scheme = "static"
     calibration: Calibration = "mse"  # how a range is chosen from the values seen; see `observe_ranges`
     calibration_images: int = 512
-    weight_bits: int = 8  # one of WEIGHT_BITS; the first and the last layer keep 8
+    weight_bits: WeightBits = 8  # one of WEIGHT_BITS; the first and the last layer keep 8. auto: see `bit_allocation`
+    max_size: str | None = None  # of the weights file, such as 2MB, for which auto chooses the bits of each layer
     compress_weights: bool = True  # store the weights coded by their frequencies, with the same answers
     reduce_range: bool | None = (
         None  # weights of 7 bits, whose sums can't saturate on x86 CPUs without VNNI; None: where this CPU is one

@@ -63,9 +63,11 @@ def _as_meant(hint: Any, value: object, source: str) -> object:
 
 
 def _meant(kinds: tuple[Any, ...], value: object) -> Any:
-    """Of the kinds in a union the one that `value` is to be: that for lists, or the first."""
+    """Of the kinds in a union the one that `value` is to be: a word that is listed, that for lists, or the first."""
     is_list = isinstance(value, list | tuple)
     given = [kind for kind in kinds if kind is not type(None)]
+    if isinstance(value, str) and (words := [kind for kind in given if value in typing.get_args(kind)]):
+        return words[0]
     return next((kind for kind in given if is_list == (typing.get_origin(kind) is tuple)), given[0])
 
 

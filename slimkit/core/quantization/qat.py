@@ -69,7 +69,7 @@ def fine_tune(
     The ranges of activations stay those of the calibration. Gives `made` with the trained weights, scales and biases.
     Raises ModelError where training diverges.
     """
-    bits = {layer.name: (layer.quantization or {}).get("weight_bits", 8) for layer in made.architecture.layers}
+    bits = made.architecture.weight_bits
     simulation = simulate(source, made)
     roundings = {
         name: _make_trainable(simulation.layers[name], start, largest_code(bits[name], bool(options.reduce_range)))

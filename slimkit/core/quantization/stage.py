@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from slimkit.core.bytes import parse_bytes
 from slimkit.core.checks import check_options
 from slimkit.core.coding.classifier import with_coded_weights
 from slimkit.core.data import CalibrationBatches, ImageSet, label_map
@@ -13,6 +14,8 @@ from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
+from slimkit.core.quantization.bits.allocation import Rounding, measure_layers
+from slimkit.core.quantization.bits.fit_size import fit_size
 from slimkit.core.quantization.control import fewest_in_float, layer_costs
 from slimkit.core.quantization.convert import CALIBRATION, QuantizeResult, folded_layers, quantize
 from slimkit.core.quantization.fidelity import Fidelity, compare
@@ -37,8 +40,8 @@ def quantize_for(
 ) -> QuantizeResult:
     """Quantize the float `classifier` on training images of `data`, as `options` ask.
 
-    Raises UsageError for options that exclude each other, MissedError where `options.max_drop` can't be kept or less
-    than `options.min_agreement` % of the calibration images keep the float model's answer.
+    Raises UsageError for options that exclude each other, MissedError where `options.max_drop` or `options.max_size`
+    can't be kept or less than `options.min_agreement` % of the calibration images keep the float model's answer.
     """
     check_options(options)
     said: tuple[str, ...] = ()
@@ -49,7 +52,7 @@ def quantize_for(
     kept: list[str] = []
     if options.max_drop is not None:
         kept = fewest_in_float(maker.costly_layers(), maker.drop, options.max_drop)
-    made = maker.make(kept)
+    made = maker.make(kept) if options.max_size is None else maker.make_to_size(parse_bytes(options.max_size))
     lost = () if options.max_drop is None else (_say_drop(maker.drop(kept), kept),)
     _require_agreement(made.fidelity, options)
     said_of = (*_say_constant(made.fidelity), saturation_note(made.classifier))
@@ -60,13 +63,19 @@ def quantize_for(
 def _require_agreement(fidelity: Fidelity, options: QuantizeOptions) -> None:
     if fidelity.agreement >= options.min_agreement:
         return
-    less = "--weight-bits 8 or " if options.weight_bits < 8 else ""
     raise MissedError(
         f"The int8 model answers {fidelity.agreement:.2f} % of {fidelity.count} {fidelity.images} as the float model "
         f"does (cosine of their logits: {fidelity.cosine:.4f}); --min-agreement asks for {options.min_agreement:g}. "
         "Nothing was written.",
-        f"Give {less}--max-drop 1, which keeps the costliest layers in float, or a lower --min-agreement.",
+        f"Give {_gentler(options)}, or a lower --min-agreement.",
     )
+
+
+def _gentler(options: QuantizeOptions) -> str:
+    if options.max_size is not None:
+        return "a larger --max-size"
+    less = "" if options.weight_bits == 8 else "--weight-bits 8 or "
+    return f"{less}--max-drop 1, which keeps the costliest layers in float"
 
 
 def _say_constant(fidelity: Fidelity) -> tuple[str, ...]:
@@ -114,6 +123,13 @@ class _Maker:
             self._made = {key: self._make(kept)}
         return self._made[key]
 
+    def make_to_size(self, limit: int) -> QuantizeResult:
+        """The int8 classifier whose coded weights file has at most `limit` bytes, with bits chosen layer by layer."""
+        plain, few = self._quantize({}).classifier, self._batches[:SEARCH_BATCHES]
+        simulation = simulate(self._classifier, plain)
+        choices = measure_layers(simulation, self._many(), few, bool(self._options.reduce_range), self._progress)
+        return fit_size(choices, plain, self._round, limit)
+
     def drop(self, kept: Collection[str]) -> float:
         """Points of top-1 accuracy that are lost on the held-out images."""
         if self._accuracy is None:
@@ -131,35 +147,46 @@ class _Maker:
         return CalibrationBatches(self._data.train, self._data.preprocessing, count, self._options.seed)
 
     def _make(self, kept: Collection[str]) -> QuantizeResult:
-        options = self._options
         inner = [n for n in self._names[1:-1] if n not in kept]
-        bits = dict.fromkeys(inner, options.weight_bits) if options.weight_bits < 8 else {}
-        result = quantize(
-            self._classifier,
-            scheme=options.scheme,
-            calibration=self._batches,
-            method=options.calibration,
-            keep_float=kept,
-            weight_bits=bits,
-            reduce_range=bool(options.reduce_range),
-            progress=self._progress,
-        )
+        bits = self._options.weight_bits
+        assert bits != "auto"  # which comes with a size
+        return self._round({} if bits == 8 else dict.fromkeys(inner, Rounding(bits)), kept)
+
+    def _round(self, roundings: Mapping[str, Rounding], kept: Collection[str] = ()) -> QuantizeResult:
+        """The int8 classifier with the layers `kept` in float; `roundings` are those of layers of fewer bits than 8."""
+        result = self._quantize({name: rounding.bits for name, rounding in roundings.items()}, kept)
         made = result.classifier
-        if bits:
-            made = self._round(made, bits)
-        if options.qat_epochs:
-            made = fine_tune(self._classifier, made, self._data, options, self._progress)
+        if roundings:
+            made = self._round_by_least_squares(made, roundings)
+        if self._options.qat_epochs:
+            made = fine_tune(self._classifier, made, self._data, self._options, self._progress)
         if made is not result.classifier:
             (fidelity,) = compare(self._original.module, [made.module], self._batches, CALIBRATION, self._progress)
             return replace(result, classifier=made, fidelity=fidelity)
         return result
 
-    def _round(self, made: Classifier, bits: Mapping[str, int]) -> Classifier:
-        """`made` with all weights rounded by least squares, to the `bits` that they have, else 8."""
-        batches = self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
+    def _quantize(self, bits: Mapping[str, int], kept: Collection[str] = ()) -> QuantizeResult:
+        return quantize(
+            self._classifier,
+            scheme=self._options.scheme,
+            calibration=self._batches,
+            method=self._options.calibration,
+            keep_float=kept,
+            weight_bits=bits,
+            reduce_range=bool(self._options.reduce_range),
+            progress=self._progress,
+        )
+
+    def _round_by_least_squares(self, made: Classifier, roundings: Mapping[str, Rounding]) -> Classifier:
+        """`made` with all weights rounded as `roundings` say, else to 8 bits."""
         simulation = simulate(self._classifier, made)
-        largest = {n: largest_code(bits.get(n, 8), bool(self._options.reduce_range)) for n in simulation.layers}
-        return replace_rounded(made, round_layers(simulation, batches, largest, self._progress))
+        each = {name: roundings.get(name, Rounding(8)) for name in simulation.layers}
+        largest = {name: largest_code(r.bits, bool(self._options.reduce_range)) for name, r in each.items()}
+        prices = {name: rounding.price for name, rounding in each.items()}
+        return replace_rounded(made, round_layers(simulation, self._many(), largest, self._progress, prices))
+
+    def _many(self) -> CalibrationBatches:
+        return self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
 
     def _measure(self, classifier: Classifier) -> float:
         classes = label_map(classifier.architecture.class_names, self._data.class_names)

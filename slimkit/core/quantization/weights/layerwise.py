@@ -22,12 +22,17 @@ RIDGE = 0.1  # of the mean variance: keeps the repair of earlier layers' errors 
 
 @torch.no_grad()
 def round_layers(
-    simulation: Simulation, batches: Batches, largest: Mapping[str, int], progress: Progress
+    simulation: Simulation,
+    batches: Batches,
+    largest: Mapping[str, int],
+    progress: Progress,
+    prices: Mapping[str, float] | None = None,
 ) -> dict[str, RoundedLayer]:
     """Round the weights of `simulation.layers`, in place, from the first to the last; gives the rounded ones.
 
     batches: normalized float32 images [n, 3, h, w] each; where not all fit into `lockstep.MEMORY_LIMIT`, early layers
-        see fewer. largest: the largest code, on both sides of 0, of each layer by name.
+        see fewer. largest: the largest code, on both sides of 0, of each layer by name. prices: of a bit of its codes,
+        in terms of the squared error of its outputs; 0 for layers that are not named.
 
     A layer's weights are first moved by ridge regression, so that on the inputs that the rounded layers before it give,
     it gives what the float network does (Li et al. 2025, GPTAQ, arXiv:2504.02692), its residual's error included; then
@@ -44,7 +49,8 @@ def round_layers(
             if node.op == "call_module" and node.target in simulation.layers:
                 name = str(node.target)
                 moments = _moments(flow, position, simulation.layers[name], simulation.residuals.get(name))
-                done[name] = _round_layer(simulation.layers[name], moments, largest[name])
+                price = (prices or {}).get(name, 0.0)
+                done[name] = _round_layer(simulation.layers[name], moments, largest[name], price)
                 advance(1)
             flow.step_changed(position)
     return done
@@ -92,13 +98,13 @@ def _moments(flow: Lockstep, position: int, layer: Weighted, residual: fx.Node |
     return moments
 
 
-def _round_layer(layer: Weighted, moments: Moments, largest: int) -> RoundedLayer:
+def _round_layer(layer: Weighted, moments: Moments, largest: int, price: float) -> RoundedLayer:
     """Round `layer` in place."""
     row_mean, target_mean, products, crossed = moments.centred()
     covariance = (products / moments.count).float()
     weight = weight_matrix(layer)  # [g, d, o]
     wanted = weight + torch.cholesky_solve(crossed, damped_cholesky(products, RIDGE)).float()
-    codes, scale = round_by_least_squares(wanted.mT, covariance, -largest, largest)  # [g, o, d], [g, o]
+    codes, scale = round_by_least_squares(wanted.mT, covariance, -largest, largest, price)  # [g, o, d], [g, o]
     rounded = (codes * scale[..., None]).mT
     assert layer.bias is not None  # folded layers have one
     bias = layer.bias + (target_mean + row_mean @ (weight - rounded).double()).flatten().float()
