@@ -50,3 +50,24 @@ def test_channels_through_an_operation_are_cut_rightly_or_stay(operation: str, i
     grouping = grouping_of(module, (CHANNELS, HEIGHT, WIDTH))
     assert cut_of_half(grouping) < 1e-4
     assert "stem" in grouping.whole or any(group.name == "stem" for group in grouping.groups)
+
+
+class HeadsByEinsum(nn.Module):
+    """Attention of two heads, which einsum lays along the dimension of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value = (nn.Conv2d(CHANNELS, 16, 1) for _ in range(3))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).flatten(2).unflatten(1, (2, 8)) for layer in (self.query, self.key, self.value))
+        weights = torch.einsum("nhci,nhcj->nhij", query, key).softmax(-1)
+        return self.head(torch.einsum("nhij,nhcj->nhci", weights, value).flatten(1, 2).mean(-1))
+
+
+def test_heads_that_lie_along_the_images_are_cut_rightly() -> None:
+    grouping = grouping_of(HeadsByEinsum().eval(), (CHANNELS, HEIGHT, WIDTH))
+    assert {member.layer.name for group in grouping.groups for member in group.members} >= {"query", "key"}
+    assert cut_of_half(grouping) < 1e-4
