@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import small_classifier
+from PIL import Image
 from test_cli_chain import slimkit, write_images
 
 from slimkit.core.checks import parse_min_accuracy
@@ -17,16 +18,19 @@ from slimkit.core.errors import UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.recipe import Recipe, resolve_recipe
 from slimkit.core.search.record import Record, Tried
-from slimkit.core.search.run import BITS, search_recipe
+from slimkit.core.search.run import search_recipe
 
 # Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
 SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
+BITS = (8, 4)  # fewer than are usual, for the sake of time
 GOAL = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slimkit.core.search.run.BITS", BITS)
+    monkeypatch.setattr("slimkit.core.search.run.RUNS", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +44,10 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     write_images(folder / "images")
     write_folder(small_classifier(), folder / "base")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | {"goal": GOAL}))
-    done = slimkit("compress", "-c", "recipe.yaml", "-o", "small", "--threads", "1", "--json", cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slimkit.core.search.run.BITS", BITS)
+        patch.setattr("slimkit.core.search.run.RUNS", 4)
+        done = slimkit("compress", "-c", "recipe.yaml", "-o", "small", "--threads", "1", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -105,7 +112,10 @@ def recipe_of(goal: dict[str, Any]) -> Recipe:
 
 
 def test_an_accuracy_that_is_missed_is_told_by_the_exit_code(searched: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(searched[0] / "images", "images")
+    for place in [f"images/{split}/{name}" for split in ("train", "val") for name in ("ant", "bee", "cat")]:
+        Path(place).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (32, 32), (99, 99, 99)).save(f"{place}/{number}.png")  # which nobody can tell apart
     shutil.copytree(searched[0] / "base", "base")
     quick = ("--objective", "size", "--minutes", "0.02", "--min-accuracy", "100", "--threads", "1")
     done = slimkit("compress", "base", "--data", "images", *quick, "-o", "small", cwd=tmp_path)

@@ -36,6 +36,7 @@ BITS = (8, 6, 4, 3)
 TRIAL = 0.1  # of the minutes, for the distillation of one network that is tried
 EXPLORING = 0.5  # of the minutes, after which no other share is tried
 FINAL = 0.2  # of the minutes at least, for the distillation of the network that is chosen
+SHORTEST = 0.01  # minutes of that
 HOPELESS = 0.2  # of the baseline's accuracy: what is worse after the cut is not trained
 RUNS = 50  # of a latency
 
@@ -114,7 +115,8 @@ class _Search:
         if self.record.choice is None:
             share = self._smallest_share()
             bits = self._best_bits(share)
-            self.record.choice = Choice(share, round(self._seconds_left(share, bits) / 60, 2), bits)
+            minutes = max(round(self._seconds_left(share, bits) / 60, 2), SHORTEST)
+            self.record.choice = Choice(share, minutes, bits)
             self.record.write()
         choice = self.record.choice
         log.info("The search chose %g of the MACs, weights of %d bits.", choice.macs, choice.bits)

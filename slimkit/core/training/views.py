@@ -49,20 +49,24 @@ class Views:
         """The images at `order` as epoch `epoch` sees them; `size` tells how large the next batch is to be."""
         ranks, batch_size = self.options.ranks, self.options.batch_size
         own = self._own(order)
-        others = self._augmented(self.loss_data, epoch, own, lambda: None) if self.loss_data else None
+        second = self._augmented(self.loss_data, epoch, own, lambda: None) if self.loss_data else None
         parts = self._augmented(self.data, epoch, own, size)
         for whole, (inputs, labels, indices) in zip(torch.split(order, batch_size), parts, strict=True):
-            seen_by_loss = next(others)[0] if others else inputs
-            mine = len(ranks.share(whole))
+            seen_by_loss = next(second)[0] if second else inputs
+            counts = len(ranks.share(whole)) > 0
+            others = self._of_others(len(indices) * counts)
             known = self.classes[labels].to(self.options.device)
-            batch = Batch(inputs, seen_by_loss, known, len(whole) - mine, counts=mine > 0)
-            yield self._mixed(batch, indices, epoch)
+            yield self._mixed(Batch(inputs, seen_by_loss, known, others, counts), indices, epoch)
 
     def _own(self, order: Tensor) -> Tensor:
         """This rank's part of each batch of `order`; where a last small one has none for it, an image all the same."""
         own = self.options.ranks.share(order)
         has_none = 0 < len(order) % self.options.batch_size <= self.options.ranks.rank
         return torch.cat([own, order[-1:]]) if has_none else own
+
+    def _of_others(self, own: int) -> int:
+        """The images of a batch that other ranks have, where `own` are here: those that can't be read don't count."""
+        return int(self.options.ranks.total(own)) - own
 
     def _mixed(self, batch: Batch, indices: Tensor, epoch: int) -> Batch:
         """The batch with its images and labels mixed, where that is asked for: the same for both networks."""
@@ -80,10 +84,9 @@ class Views:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs [n, channels, *size] on the device, with the labels [n] in the data, and the indices [n]."""
         options, wanted = self.options, data.preprocessing
-        own_size = options.batch_size // options.ranks.count
         keys, how = {"epoch": epoch, "seed": options.seed}, options.augmentation
-        for pixels, labels, indices in data.train.batches(order, own_size):
-            if len(indices) == 1:  # the others of its batch can't be read, and BatchNorm wants two
+        for pixels, labels, indices in data.train.batches(order, options.batch_size // options.ranks.count):
+            if len(indices) == options.ranks.count == 1:  # no other could be read, and BatchNorm wants two
                 pixels, labels, indices = (torch.cat([each, each]) for each in (pixels, labels, indices))
             if options.device.type == "cuda":  # a quarter of what the inputs would be, and augmented faster there
                 pixels = pixels.to(options.device)
