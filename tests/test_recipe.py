@@ -68,6 +68,7 @@ def test_the_resolved_recipe_says_the_same_again(settings: dict[str, object]) ->
     [
         ({"prun": {}}, "'prune'"),
         ({"outptu": "x"}, "'output'"),
+        ({"search": {"prune.rate": [0.3, 0.5]}}, "leaves options open"),
         ({"prune": {"raet": 0.3}}, "'rate'"),
         ({"prune": {"rate": "much"}}, "prune: rate"),
         ({"prune": {"force": True}}, "force"),

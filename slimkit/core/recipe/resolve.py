@@ -76,6 +76,8 @@ def resolve_recipe(settings: Mapping[str, Any], root: Path | None = None, source
     working folder), unless its section says otherwise. All paths are as seen from the working folder.
     Raises UsageError that names an unknown or wrong option.
     """
+    if "search" in settings:
+        raise UsageError(f"{source} leaves options open in its section `search`.", "Run it by `slimkit tune`.")
     try:
         reject_unknown(settings, [*SECTIONS, *_STARTING, *_SHARED, "output", "goal"], source)
         root = parse_options(_Root, {"output": settings.get("output", "")}, source).output if root is None else root
