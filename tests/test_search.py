@@ -10,15 +10,14 @@ import pytest
 import torch
 import yaml
 from conftest import small_classifier
-from PIL import Image
 from test_cli_chain import slimkit, write_images
 
 from slimkit.core.checks import parse_min_accuracy
-from slimkit.core.errors import UsageError
+from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.recipe import Recipe, resolve_recipe
-from slimkit.core.search.record import Record, Tried
-from slimkit.core.search.run import search_recipe
+from slimkit.core.search.record import Choice, Record, Tried
+from slimkit.core.search.run import Found, require_reached, search_recipe
 
 # Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
 SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
@@ -111,17 +110,13 @@ def recipe_of(goal: dict[str, Any]) -> Recipe:
     return resolve_recipe(SETTINGS | {"threads": 1, "goal": goal}, Path("small"))
 
 
-def test_an_accuracy_that_is_missed_is_told_by_the_exit_code(searched: tuple[Path, str], tmp_path: Path) -> None:
-    for place in [f"images/{split}/{name}" for split in ("train", "val") for name in ("ant", "bee", "cat")]:
-        Path(place).mkdir(parents=True)
-        for number in range(6):
-            Image.new("RGB", (32, 32), (99, 99, 99)).save(f"{place}/{number}.png")  # which nobody can tell apart
-    shutil.copytree(searched[0] / "base", "base")
-    quick = ("--objective", "size", "--minutes", "0.02", "--min-accuracy", "100", "--threads", "1")
-    done = slimkit("compress", "base", "--data", "images", *quick, "-o", "small", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert "at least 100.00 % was asked for" in done.stderr
-    assert Path("small/submission/model.py").exists()
+def test_a_submission_that_answers_worse_than_was_asked_for_is_told() -> None:
+    recipe = recipe_of(GOAL)
+    write_folder(small_classifier(), Path("small/submission"), figures={"accuracy": 56.9})
+    require_reached(Found(recipe, Choice(0.5, 1.0, 4), (), baseline=59.9, target=56.9, picture=Path("search.png")))
+    found = Found(recipe, Choice(0.5, 1.0, 4), (), baseline=60.0, target=57.0, picture=Path("search.png"))
+    with pytest.raises(MissedError, match=r"names 56\.90 % .* at least 57\.00 % was asked for"):
+        require_reached(found)
 
 
 @pytest.mark.parametrize(
