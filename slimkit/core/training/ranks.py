@@ -124,7 +124,8 @@ def joined_ranks(device: Device, batch_size: int) -> Iterator[Ranks]:
     already = dist.is_initialized()  # by the program that calls this
     if not already:
         with _together():
-            dist.init_process_group(BACKENDS if dist.is_nccl_available() else "gloo", timeout=PATIENCE)
+            has_gpus = torch.cuda.is_available() and dist.is_nccl_available()  # builds for CUDA run without one, too
+            dist.init_process_group(BACKENDS if has_gpus else "gloo", timeout=PATIENCE)
     log.info(
         "%d processes share each batch of %d images; threads of each: %d (--threads N or OMP_NUM_THREADS give others)",
         *(own.count, batch_size, torch.get_num_threads()),
