@@ -81,6 +81,15 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks are no faster with more, and far slower where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_classifier(class_names: tuple[str, ...] = ("ant", "bee", "cat"), width: int = 8) -> Classifier:
     """A SlimResNet18 of a few channels with weights of its own, for 32x32 images."""
     torch.manual_seed(0)

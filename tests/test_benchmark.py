@@ -8,7 +8,6 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,10 @@ from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import silent
 from slimkit.core.quantization import quantize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("ant", "bee", "cat")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 QUICK: dict[str, Any] = {"restarts": 0, "min_seconds": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are no faster with more, and far slower where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

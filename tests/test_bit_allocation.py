@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,16 +30,7 @@ from slimkit.core.quantization.weights.rounding import round_by_least_squares
 from slimkit.core.stages import run_quantize
 from slimkit.standalone.model import can_saturate
 
-pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are too small for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 
 def entropy(codes: Tensor) -> float:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import onnxruntime
@@ -24,7 +24,7 @@ from slimkit.core.quantization.weights.per_channel import fold_batch_norm, quant
 from slimkit.standalone import model as standalone
 from slimkit.standalone.model import Int8Network, build_model
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 
 def images(count: int, size: int = 32, seed: int = 1) -> Tensor:
@@ -54,15 +54,6 @@ ARITHMETICS = [
         for split in (0, 1)
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are too small for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def name_of(arithmetic: Any) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -36,13 +36,8 @@ pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are too small for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded(one_thread: None) -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def correlated(count: int, size: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +89,6 @@ def square_images(image_folder: Path) -> Path:
     for file in image_folder.rglob("*.png"):
         Image.open(file).crop((0, 0, 36, 36)).save(file)
     return image_folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small networks are no faster with more, and far slower where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

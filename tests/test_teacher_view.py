@@ -88,36 +88,30 @@ def test_a_teacher_with_the_students_preprocessing_needs_none_of_its_own(shades:
     assert teacher_view(student, data) is None
 
 
-def test_distillation_from_a_teacher_of_another_size(shades: Path, tmp_path: Path) -> None:
-    write_folder(_teacher(), tmp_path / "teacher")
-    write_folder(small_classifier(), tmp_path / "student")
-    options = DistillOptions(
-        model=str(tmp_path / "student"),
-        teacher=str(tmp_path / "teacher"),
+def _short_distillation(shades: Path, folder: Path) -> DistillOptions:
+    """Of a student by a teacher of another size, in `folder`."""
+    write_folder(_teacher(), folder / "teacher")
+    write_folder(small_classifier(), folder / "student")
+    return DistillOptions(
+        model=str(folder / "student"),
+        teacher=str(folder / "teacher"),
         data=str(shades),
         epochs=1,
         batch_size=4,
-        output=tmp_path / "distilled",
+        output=folder / "distilled",
         threads=1,
     )
+
+
+def test_distillation_from_a_teacher_of_another_size(shades: Path, tmp_path: Path) -> None:
+    options = _short_distillation(shades, tmp_path)
     architecture = run_distill(options).architecture
     assert architecture.preprocessing == small_classifier().architecture.preprocessing
 
 
 def test_the_control_is_the_same_training_without_the_teacher(shades: Path, tmp_path: Path) -> None:
-    write_folder(_teacher(), tmp_path / "teacher")
-    write_folder(small_classifier(), tmp_path / "student")
-    options = DistillOptions(
-        model=str(tmp_path / "student"),
-        teacher=str(tmp_path / "teacher"),
-        data=str(shades),
-        epochs=1,
-        batch_size=4,
-        alpha=0.0,  # of the teacher's loss: both learn the same
-        control=2,
-        threads=1,
-        output=tmp_path / "distilled",
-    )
+    alpha = 0.0  # of the teacher's loss: both learn the same
+    options = dataclasses.replace(_short_distillation(shades, tmp_path), alpha=alpha, control=2)
     figures = run_distill(options).figures
     assert figures["control_seeds"] == 2
     assert figures["accuracy_with_teacher"] == figures["accuracy_labels_alone"]
