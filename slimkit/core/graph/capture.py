@@ -52,8 +52,7 @@ def capture(
             return graph
         except ModelError:
             forget(likeness)
-    register_outputs(_run(module, torch.zeros(BATCH, *input_shape)))
-    graph = _read(module, input_shape, fixed_size, output_index)
+    graph = _read_or_say_why(module, input_shape, fixed_size, output_index)
     _verify(graph, module, output_index or 0)
     remember(likeness, graph, module)
     return graph
@@ -84,6 +83,18 @@ def unwrap(module: nn.Module) -> nn.Module:
         if isinstance(module, kind):
             return unwrap(module.get_submodule(attribute))
     return module
+
+
+def _read_or_say_why(
+    module: nn.Module, input_shape: tuple[int, ...], fixed_size: bool, output_index: int | None
+) -> Graph:
+    """The graph. What went wrong is the network's own error where it does not run at all, and else torch's."""
+    try:
+        return _read(module, input_shape, fixed_size, output_index)
+    except ModelError:
+        if not register_outputs(_run(module, torch.zeros(BATCH, *input_shape))):
+            raise
+    return _read(module, input_shape, fixed_size, output_index)
 
 
 def _read(module: nn.Module, input_shape: tuple[int, ...], fixed_size: bool, output_index: int | None) -> Graph:

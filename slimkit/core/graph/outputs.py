@@ -11,8 +11,12 @@ from torch.utils._pytree import tree_leaves
 from slimkit.core.errors import ModelError
 
 
-def register_outputs(answer: object) -> None:
-    """Let torch see the tensors in the user's dataclasses. Raises ModelError for what may hold tensors unseen."""
+def register_outputs(answer: object) -> bool:
+    """Let torch see the tensors in the user's dataclasses; gives whether there was one that it did not know.
+
+    Raises ModelError for what may hold tensors unseen.
+    """
+    is_new = False
     for leaf in tree_leaves(answer):
         if leaf is None or isinstance(leaf, Tensor | bool | int | float | str):
             continue
@@ -23,3 +27,5 @@ def register_outputs(answer: object) -> None:
             )
         torch.export.register_dataclass(type(leaf))
         register_outputs([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        is_new = True
+    return is_new
