@@ -199,9 +199,8 @@ def _check_prune(options: PruneOptions) -> None:
     if not _is_round_to(options.round_to):
         raise UsageError(f"--round-to {options.round_to} is no multiple.", "Give auto, none, or a number such as 16.")
     if options.latency is not None:
-        from slimkit.core.pruning.choose.budgets import (
-            parse_latency,  # it comes with torch, which takes a second to load
-        )
+        # here, as it comes with torch, which takes a second to load
+        from slimkit.core.pruning.choose.budgets import parse_latency
 
         parse_latency(options.latency)
 

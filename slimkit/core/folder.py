@@ -17,7 +17,7 @@ from torch import nn
 import slimkit
 from slimkit.core.architecture import Architecture
 from slimkit.core.coding.encoder import encode_weights
-from slimkit.core.errors import FolderError
+from slimkit.core.errors import DataError, FolderError
 from slimkit.core.files import recover_folder, require_folder, staged_folder
 from slimkit.core.readme import render_readme
 from slimkit.standalone import model_loader
@@ -119,6 +119,20 @@ def changed_code(path: Path) -> tuple[str, ...]:
     """The files of code in the model folder at `path` that are not those of this slimkit: they were not run."""
     own = Path(model_loader.__file__).parent
     return tuple(name for name in CODE if (path / name).is_file() and sha256_of(path / name) != sha256_of(own / name))
+
+
+def recorded_accuracy(folder: Path) -> float:
+    """In %, on held-out training images, as the command that wrote a model folder measured it.
+
+    Raises DataError where it could not.
+    """
+    accuracy = read_metadata(folder).get("figures", {}).get("accuracy")
+    if accuracy is None:
+        raise DataError(
+            f"{folder} has no accuracy on held-out training images.",
+            "Give --data with class folders, with two images in a class at least.",
+        )
+    return float(accuracy)
 
 
 def weights_file(folder: Path) -> Path:

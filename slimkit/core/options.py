@@ -182,7 +182,7 @@ class QuantizeOptions(ModelOptions):
     scheme: Scheme = "static"
     calibration: Calibration = "mse"  # how a range is chosen from the values seen; see `observe_ranges`
     calibration_images: int = 512
-    weight_bits: WeightBits = 8  # one of WEIGHT_BITS; the first and the last layer keep 8. auto: see `bit_allocation`
+    weight_bits: WeightBits = 8  # one of WEIGHT_BITS; the first and the last layer keep 8. auto: see quantization/bits/
     max_size: str | None = None  # of the weights file, such as 2MB, for which auto chooses the bits of each layer
     compress_weights: bool = True  # store the weights coded by their frequencies, with the same answers
     reduce_range: bool | None = (

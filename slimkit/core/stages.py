@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.coding.classifier import stored_bytes
-from slimkit.core.data import ImageSet, label_map
+from slimkit.core.data import ImageSet
 from slimkit.core.distillation.control import compare_with_labels
 from slimkit.core.distillation.stage import distill
 from slimkit.core.errors import ModelError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, weights_name, write_folder
-from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.folder import Classifier, weights_file, write_folder
+from slimkit.core.measure.accuracy import evaluate_held_out
 from slimkit.core.measure.size import size_breakdown
 from slimkit.core.models.lineage import record_baseline, remember
 from slimkit.core.models.resolve import open_model_and_data
@@ -155,8 +155,7 @@ def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> Stage
     made = quantize_for(classifier, data, options, progress)
     known = made.fidelity.figures()
     result = _write(made.classifier, classifier, data, options, progress, made.notes, known)
-    weights = options.output / weights_name(result.architecture.model_type)
-    sizes = dataclasses.asdict(size_breakdown(stored_bytes(made.classifier), weights))
+    sizes = dataclasses.asdict(size_breakdown(stored_bytes(made.classifier), weights_file(options.output)))
     return dataclasses.replace(result, figures=result.figures | {f"{part}_bytes": n for part, n in sizes.items()})
 
 
@@ -208,13 +207,7 @@ def _figures(classifier: Classifier, data: ImageSet, progress: Progress) -> dict
         reason = "no class has two images" if data.is_labelled else f"{data.name} holds photos without classes"
         log.warning("No accuracy was measured: %s.", reason)
         return size
-    accuracy = evaluate(
-        classifier.module,
-        data.holdout,
-        data.preprocessing,
-        label_map=label_map(classifier.architecture.class_names, data.class_names),
-        progress=progress,
-    )
+    accuracy = evaluate_held_out(classifier, data, progress=progress)
     return size | {
         "accuracy": accuracy.top1,
         "accuracy_images": accuracy.images,

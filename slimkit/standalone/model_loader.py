@@ -338,7 +338,8 @@ def _in_runtime(model: nn.Module, input_shape: list[int], file: Path, runtime: s
     except ImportError as error:
         raise ImportError(f"runtime {runtime!r} is not installed: pip install {runtime}") from error
     except Exception as error:  # each runtime has exceptions of its own
-        raise ValueError(f"{file} can't be read by {runtime}: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{file} can't be read by {runtime}: {reason}") from error
     images = torch.randn(CHECKED, *input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted, given = model(images), other(images)

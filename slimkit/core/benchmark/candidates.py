@@ -21,7 +21,7 @@ import torch
 from slimkit.core.benchmark.models import Foreign, Model, open_models
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.export import to_onnx
-from slimkit.core.folder import Classifier, weights_name
+from slimkit.core.folder import Classifier, weights_file
 from slimkit.core.measure.size import MB, size_mb
 from slimkit.core.measure.timed_process import Timed, start_process
 from slimkit.core.models.resolve import materialize
@@ -118,7 +118,7 @@ def _from_outside(
     model: Model, backend: Backend, path: Path, options: BenchmarkOptions, room: Path
 ) -> Callable[[int], AbstractContextManager[Timed]]:
     """By round trips, as strangers' are timed."""
-    weights = path if path.is_file() else next(path.glob("*.pth"))
+    weights = path if path.is_file() else weights_file(path)
     launch = launcher(Submission(path.resolve(), weights.resolve(), backend, {}), options)
     return lambda threads: start_round_trips(launch(threads), model.images, options.batch_size)
 
@@ -137,7 +137,7 @@ def _files(
     model: Model, classifier: Classifier, backends: Sequence[Backend], folder: Path, room: Path
 ) -> dict[Backend, tuple[Path, float]]:
     """What each backend reads of a model, and its size in MB; without those that the model can't be exported for."""
-    weights = size_mb(folder / weights_name(classifier.architecture.model_type))
+    weights = size_mb(weights_file(folder))
     found: dict[Backend, tuple[Path, float]] = {name: (folder, weights) for name in backends if name not in READ_ONNX}
     onnx_backends = [name for name in backends if name in READ_ONNX]
     if onnx_backends:

@@ -17,8 +17,9 @@ from slimkit.core.benchmark.models import open_own
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, sha256_of, weights_name
+from slimkit.core.folder import Classifier
 from slimkit.core.measure.layer_times import Runtime, TimedLayer, time_layers
+from slimkit.core.models.lineage import weights_sha256
 from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.cost.latency_table import timed_layers
@@ -94,16 +95,11 @@ def run_layer_times(options: BenchmarkOptions, progress: Progress = silent) -> L
                 "Leave it out, or compare it without --layer-times.",
             )
         classifier, _ = open_own(options if name == options.model else options.naming(name, None), progress)
-        models.append(ModelLayers(name, _sha256(classifier), _times(classifier, options.batch_size, progress)))
+        sha256 = weights_sha256(classifier.folder) if classifier.folder else None
+        models.append(ModelLayers(name, sha256, _times(classifier, options.batch_size, progress)))
     report = LayerReport(tuple(models), torch.get_num_threads(), options.batch_size, describe_environment())
     write_atomically(options.output, json.dumps(report.to_dict(), indent=2) + "\n")
     return report
-
-
-def _sha256(classifier: Classifier) -> str | None:
-    if classifier.folder is None:
-        return None
-    return sha256_of(classifier.folder / weights_name(classifier.architecture.model_type))
 
 
 def _times(classifier: Classifier, batch_size: int, progress: Progress) -> tuple[LayerTime, ...]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from slimkit.core.data import ImageSet, label_map
+from slimkit.core.data import ImageSet
 from slimkit.core.distillation.stage import distill
 from slimkit.core.folder import Classifier
-from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.measure.accuracy import evaluate_held_out
 from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.loop import fit
@@ -51,8 +51,8 @@ def compare_with_labels(
     for seed in range(options.seed, options.seed + options.control):
         seeded = dataclasses.replace(options, seed=seed)
         if seed > options.seed:
-            taught.append(_accuracy(distill(_copy(classifier), data, seeded, progress), data))
-        on_labels.append(_accuracy(_train_on_labels(_copy(classifier), data, seeded, progress), data))
+            taught.append(evaluate_held_out(distill(_copy(classifier), data, seeded, progress), data).top1)
+        on_labels.append(evaluate_held_out(_train_on_labels(_copy(classifier), data, seeded, progress), data).top1)
         log.info("seed %d: %.2f %% with the teacher, %.2f %% on labels alone", seed, taught[-1], on_labels[-1])
     return Control(tuple(taught), tuple(on_labels))
 
@@ -70,8 +70,3 @@ def _train_on_labels(classifier: Classifier, data: ImageSet, options: DistillOpt
 
 def _copy(classifier: Classifier) -> Classifier:
     return dataclasses.replace(classifier, module=copy.deepcopy(classifier.module))
-
-
-def _accuracy(classifier: Classifier, data: ImageSet) -> float:
-    classes = label_map(classifier.architecture.class_names, data.class_names)
-    return evaluate(classifier.module, data.holdout, data.preprocessing, label_map=classes).top1

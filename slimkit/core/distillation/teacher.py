@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from slimkit.core.data import ImageSet, label_map
+from slimkit.core.data import ImageSet
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier, read_folder
-from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.measure.accuracy import evaluate_held_out
 from slimkit.core.models.classes import class_order
 from slimkit.core.models.lineage import find_baseline
 from slimkit.core.models.resolve import is_folder, open_named
@@ -40,10 +40,7 @@ def require_knowledge(
 
     Raises UsageError where it is certain (95 %) that the teacher is hardly better than guessing.
     """
-    classes = label_map(teacher.architecture.class_names, view.class_names)
-    held_out = evaluate(
-        teacher.module, view.holdout, view.preprocessing, device=str(device), label_map=classes, progress=progress
-    )
+    held_out = evaluate_held_out(teacher, view, device=device, progress=progress)
     guessing = 100 / len(view.class_names)
     _, highest = held_out.confidence
     if highest < guessing + HARDLY * (100 - guessing):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from slimkit.core.architecture import Preprocessing
-from slimkit.core.data import Images, evaluation_input
+from slimkit.core.data import Images, ImageSet, evaluation_input, label_map
 from slimkit.core.errors import DataError, ModelError
+from slimkit.core.folder import Classifier
 from slimkit.core.measure.answers import Answers, wilson
 from slimkit.core.progress import Progress, silent
 
@@ -61,6 +62,23 @@ def evaluate(
             )
     finally:
         module.train(was_training)
+
+
+def evaluate_held_out(
+    classifier: Classifier, data: ImageSet, *, device: str | torch.device = "cpu", progress: Progress = silent
+) -> Accuracy:
+    """Accuracy of `classifier` on the images of `data` that are held out of training, whose classes it has by name.
+
+    Raises as `evaluate`, and DataError for a class that it does not know.
+    """
+    return evaluate(
+        classifier.module,
+        data.holdout,
+        data.preprocessing,
+        device=device,
+        progress=progress,
+        label_map=label_map(classifier.architecture.class_names, data.class_names),
+    )
 
 
 def judge(

@@ -15,7 +15,7 @@ from typing import Any
 from slimkit.core.architecture import Architecture
 from slimkit.core.errors import FolderError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, sha256_of, weights_file, weights_name
+from slimkit.core.folder import Classifier, sha256_of, weights_file
 
 log = logging.getLogger("slimkit")
 
@@ -62,7 +62,7 @@ def record_baseline(architecture: Architecture, source: Classifier) -> Architect
     """`architecture` of a model made from `source`, with the hash of what it was first cut from."""
     digest = source.architecture.base.get("weights_sha256")
     if digest is None and source.folder is not None:
-        digest = sha256_of(source.folder / weights_name(source.architecture.model_type))
+        digest = weights_sha256(source.folder)
     if digest is None:
         return architecture
     base = {"name": source.architecture.base["name"], "weights_sha256": digest}

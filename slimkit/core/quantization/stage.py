@@ -8,10 +8,10 @@ from dataclasses import replace
 from slimkit.core.bytes import parse_bytes
 from slimkit.core.checks import check_options
 from slimkit.core.coding.classifier import with_coded_weights
-from slimkit.core.data import CalibrationBatches, ImageSet, label_map
+from slimkit.core.data import CalibrationBatches, ImageSet
 from slimkit.core.errors import MissedError
 from slimkit.core.folder import Classifier
-from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.measure.accuracy import evaluate_held_out
 from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.bits.allocation import Rounding, measure_layers
@@ -189,6 +189,4 @@ class _Maker:
         return self._images(max(ROUNDING_IMAGES, self._options.calibration_images))
 
     def _measure(self, classifier: Classifier) -> float:
-        classes = label_map(classifier.architecture.class_names, self._data.class_names)
-        held_out, preprocessing = self._data.holdout, self._data.preprocessing
-        return evaluate(classifier.module, held_out, preprocessing, label_map=classes, progress=self._progress).top1
+        return evaluate_held_out(classifier, self._data, progress=self._progress).top1

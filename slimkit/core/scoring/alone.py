@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slimkit.core.data import Images, ImageSet, label_map
 from slimkit.core.device import resolve_device
-from slimkit.core.folder import Classifier, weights_name
+from slimkit.core.folder import Classifier, weights_file
 from slimkit.core.measure.accuracy import Accuracy, evaluate
 from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.measure.size import size_mb
@@ -43,7 +43,7 @@ def measure_alone(
 
 def size_of(classifier: Classifier, folder: Path) -> float:
     """MB of the weights file in the model folder of `classifier`."""
-    return size_mb(folder / weights_name(classifier.architecture.model_type))
+    return size_mb(weights_file(folder))
 
 
 def accuracy_of(

@@ -17,7 +17,7 @@ from slimkit.core.data import ImageSet
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, changed_code, weights_name
+from slimkit.core.folder import Classifier, changed_code, weights_file
 from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.models.resolve import materialize, open_model_and_data
 from slimkit.core.models.seen import with_test_images
@@ -139,7 +139,7 @@ def _measure(
     other: dict[str, float] = {}
     with materialize(classifier) as folder, materialize(baseline) if baseline else nullcontext() as other_folder:
         size = size_of(classifier, folder)
-        sha256 = hashes_of(folder, folder / weights_name(classifier.architecture.model_type), images)
+        sha256 = hashes_of(folder, weights_file(folder), images)
         targets = [Target(folder)]
         if baseline and other_folder:
             other["size"] = size_of(baseline, other_folder)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slimkit.core.device import resolve_device
-from slimkit.core.errors import RankError, UsageError
+from slimkit.core.errors import RankError, UsageError, first_line
 from slimkit.core.options import Device
 from slimkit.core.torchrun import Launch, launch
 
@@ -177,6 +177,6 @@ def _together() -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, ValueError) as error:  # ValueError where its address is not known
         raise RankError(
-            f"Another process of this training has ended, or can't be reached ({str(error).splitlines()[0]}).",
+            f"Another process of this training has ended, or can't be reached ({first_line(error)}).",
             "Its own lines say why; --resume goes on from the last checkpoint.",
         ) from error

@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 
-from slimkit.core.errors import DataError, FolderError, MissedError, SlimkitError, first_line
+from slimkit.core.errors import FolderError, MissedError, SlimkitError, first_line
 from slimkit.core.files import require_folder, write_atomically
-from slimkit.core.folder import read_metadata
+from slimkit.core.folder import recorded_accuracy, weights_file
 from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.recipe import Recipe, run_stages
+from slimkit.core.scoring.formula import Figures
 from slimkit.core.tune.locks import locked
 from slimkit.core.tune.picture import draw_trials
 from slimkit.core.tune.space import SEARCHED, read_space
-from slimkit.core.tune.study import LOCK, Claim, Figures, Study, Trial
+from slimkit.core.tune.study import LOCK, Claim, Study, Trial
 
 log = logging.getLogger("slimkit")
 
@@ -93,21 +94,18 @@ def _run_trial(study: Study, claim: Claim, recipe: Recipe, known: Mapping[str, A
         log.warning("Trial %d failed: %s", claim.number, reason)
     else:
         study.complete(claim, figures)
-        log.info("trial %d: %.2f %%, %.3f ms, %.3f MB", claim.number, *asdict(figures).values())
+        log.info("trial %d: %.2f %%, %.3f ms, %.3f MB", claim.number, figures.accuracy, figures.latency, figures.size)
 
 
 def _measure(recipe: Recipe, lock: Path, progress: Progress) -> Figures:
     """The figures of what quantize made. One process at a time measures a latency; others may compute meanwhile."""
     options, scoring = recipe.stages["quantize"], recipe.stages["score"]
     assert isinstance(scoring, ScoreOptions)  # the section called score
-    metadata = read_metadata(options.output)
-    if "accuracy" not in metadata["figures"]:
-        raise DataError("No accuracy was measured on held-out images.", "Name data with two images in a class.")
+    accuracy = recorded_accuracy(options.output)
     threads = options.threads or torch.get_num_threads()
     with locked(lock):
         (latency,) = measure_latencies([Target(options.output)], runs=scoring.runs, threads=threads, progress=progress)
-    size = size_mb(options.output / metadata["files"]["weights"])
-    return Figures(metadata["figures"]["accuracy"], latency.median, size)
+    return Figures(size_mb(weights_file(options.output)), latency.median, accuracy)
 
 
 def _shown(values: Mapping[str, object]) -> str:

@@ -12,23 +12,15 @@ from typing import Any
 import numpy as np
 
 from slimkit.core.errors import UsageError, first_line
+from slimkit.core.scoring.formula import Figures
 from slimkit.core.tune.locks import locked
 from slimkit.core.tune.space import Dimension, Interval, Space, Value
 
 NAME = "slimkit"
-OBJECTIVES = {"accuracy": "maximize", "latency": "minimize", "size": "minimize"}  # %, ms, MB
+OBJECTIVES = {"accuracy": "maximize", "latency": "minimize", "size": "minimize"}  # %, ms (median), MB
 SPACE, REASON = "space", "reason"  # names of attributes in the study and in its trials
 LOCK, TRIAL_LOCK = "study.lock", "trial.lock"
 BUSY_SECONDS = 60  # that SQLite waits for another process
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a trial is judged by."""
-
-    accuracy: float  # top-1 %, on images held out of the training data
-    latency: float  # ms, median of a batch of one
-    size: float  # MB of the weights file
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,8 @@ class Study:
     def _trial(self, frozen: Any, best: bool) -> Trial:
         states = self._optuna.trial.TrialState
         names = {states.COMPLETE: "complete", states.FAIL: "failed"}
-        figures = Figures(*frozen.values) if frozen.state == states.COMPLETE else None
+        is_complete = frozen.state == states.COMPLETE
+        figures = Figures(**dict(zip(OBJECTIVES, frozen.values, strict=True))) if is_complete else None
         reason = frozen.user_attrs.get(REASON)
         return Trial(frozen.number, frozen.params, names.get(frozen.state, "running"), figures, reason, best)
 
