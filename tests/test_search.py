@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from conftest import small_classifier
 from test_cli_chain import slimkit, write_images
@@ -15,9 +13,10 @@ from test_cli_chain import slimkit, write_images
 from slimkit.core.checks import parse_min_accuracy
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.folder import write_folder
-from slimkit.core.recipe import Recipe, resolve_recipe
+from slimkit.core.recipe import Recipe, resolve_recipe, run_recipe
 from slimkit.core.search.record import Choice, Record, Tried
 from slimkit.core.search.run import Found, require_reached, search_recipe
+from slimkit.core.tune.space import read_space
 
 # Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
 SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
@@ -26,14 +25,10 @@ GOAL = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slimkit.core.search.run.BITS", BITS)
     monkeypatch.setattr("slimkit.core.search.run.RUNS", 4)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +129,13 @@ def test_a_submission_that_answers_worse_than_was_asked_for_is_told() -> None:
 def test_what_is_wrong_is_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         resolve_recipe(settings)
+
+
+def test_a_goal_is_not_passed_over() -> None:
+    with pytest.raises(UsageError, match="options are still to be found"):
+        run_recipe(recipe_of(GOAL))
+    with pytest.raises(UsageError, match="has a goal, too"):
+        read_space(SETTINGS | {"goal": GOAL, "search": {"prune.rate": [0.3, 0.5]}}, "the recipe")
 
 
 def test_the_accuracy_that_is_asked_for() -> None:

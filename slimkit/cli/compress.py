@@ -131,13 +131,15 @@ class CompressOptions:
 def compress(options: CompressOptions, output: Output) -> None:
     """Train, prune, distill, quantize and score in one go. Given again, it goes on after the last finished stage."""
     from slimkit.core.recipe import resolve_recipe, run_recipe
-    from slimkit.core.search.run import require_reached, search_recipe
+    from slimkit.core.search.run import require_reached, run_goal
 
     settings = options.over(read_settings(options.config) if options.config else {})
     recipe = resolve_recipe(settings, options.output, source=str(options.config or "the recipe"))
-    found = search_recipe(recipe, force=options.force, progress=output.progress) if recipe.goal else None
-    force = options.force and not found  # which has started over already
-    report = run_recipe(found.recipe if found else recipe, force=force, progress=output.progress)
+    found = None
+    if recipe.goal:
+        found, report = run_goal(recipe, force=options.force, progress=output.progress)
+    else:
+        report = run_recipe(recipe, force=options.force, progress=output.progress)
     figures = {name: {"before": before, "after": after} for name, before, after in report.rows}
     search = {"search": found.to_dict()} if found else {}
     output.result(

@@ -35,6 +35,7 @@ _HOME = {
     "run_benchmark": "benchmark.run",
     "run_distill": "stages",
     "run_export": "export",
+    "run_goal": "search.run",
     "run_prune": "stages",
     "run_quantize": "stages",
     "run_recipe": "recipe",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimkit.core.errors import FolderError
+from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.folder import read_architecture, sha256_of
 from slimkit.core.htmlreport.page import write_report
 from slimkit.core.options import DistillOptions, TrainOptions, plain_options
@@ -58,7 +58,12 @@ class CompressReport:
 
 
 def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> CompressReport:
-    """Run the stages that are not finished yet, and report before and after. Raises as `run_stages`."""
+    """Run the stages that are not finished yet, and report before and after.
+
+    Raises UsageError for a recipe with a goal, and as `run_stages`.
+    """
+    if recipe.goal:
+        raise UsageError("The recipe has a goal, for which options are still to be found.", "Run it by `run_goal`.")
     state = run_stages(recipe, tuple(recipe.stages), force=force, progress=progress)
     return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
 

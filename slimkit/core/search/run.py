@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from slimkit.core.checks import parse_min_accuracy
-from slimkit.core.errors import DataError, MissedError, UsageError
+from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import read_metadata, weights_file
+from slimkit.core.folder import recorded_accuracy, weights_file
 from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.lineage import weights_sha256
 from slimkit.core.options import DistillOptions, GoalOptions, PruneOptions, QuantizeOptions, plain_options
 from slimkit.core.progress import Progress, silent
-from slimkit.core.recipe import Recipe
+from slimkit.core.recipe import CompressReport, Recipe, run_recipe
 from slimkit.core.recipe.run import run_stages
 from slimkit.core.scoring.formula import Figures, score
 from slimkit.core.search.plot import draw_search
@@ -76,10 +76,16 @@ def search_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = s
     return Found(_chosen(recipe, choice), choice, found, search.baseline, search.target, picture)
 
 
+def run_goal(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> tuple[Found, CompressReport]:
+    """Search for the recipe's goal, and run the recipe that was found. Raises as `search_recipe` and `run_recipe`."""
+    found = search_recipe(recipe, force=force, progress=progress)
+    return found, run_recipe(found.recipe, progress=progress)  # with `force` the search has started over already
+
+
 def require_reached(found: Found) -> None:
     """Raise MissedError where the submission of the recipe that was found answers worse than was asked for."""
     submission = found.recipe.stages["quantize"].output
-    accuracy = _accuracy(read_metadata(submission).get("figures", {}), submission)
+    accuracy = recorded_accuracy(submission)
     if accuracy < found.target:
         raise MissedError(
             f"{submission} names {accuracy:.2f} % of the held-out training images rightly; at least "
@@ -105,7 +111,7 @@ class _Search:
         self._recipe, self._options, self._progress = recipe, options, progress
         self._source = recipe.stages["train"].output
         self.folder = recipe.root / "runs" / "search"
-        self.baseline = _accuracy(read_metadata(self._source).get("figures", {}), self._source)
+        self.baseline = recorded_accuracy(self._source)
         self.target = parse_min_accuracy(options.min_accuracy, self.baseline)
         self._seconds = 60 * options.minutes
         self.record = Record.open(self.folder / "search.json", self._about(), force)
@@ -161,11 +167,11 @@ class _Search:
         folder, begun = self.folder / f"cut-{share:g}", self.record.spent
         options = self._options_of("prune", PruneOptions, model=self._source, output=folder, macs=share)
         try:
-            result = run_prune(options, self._progress)
+            run_prune(options, self._progress)
         except (MissedError, UsageError) as error:
             log.info("%g of the MACs can't be had: %s", share, error)
             return None
-        accuracy, seconds = _accuracy(result.figures, folder), self.record.spent - begun
+        accuracy, seconds = recorded_accuracy(folder), self.record.spent - begun
         return self.record.add(Tried(share, "cut", accuracy, folder.name, seconds=seconds))
 
     def _trained(self, share: float) -> Tried:
@@ -174,8 +180,8 @@ class _Search:
         minutes, folder = TRIAL * self._options.minutes, self.folder / f"trained-{share:g}"
         source = self.folder / f"cut-{share:g}"
         options = self._options_of("distill", DistillOptions, model=source, output=folder, epochs=None, minutes=minutes)
-        result = run_distill(dataclasses.replace(options, teacher=options.teacher or str(self._source)), self._progress)
-        return self.record.add(Tried(share, "trained", _accuracy(result.figures, folder), folder.name, minutes))
+        run_distill(dataclasses.replace(options, teacher=options.teacher or str(self._source)), self._progress)
+        return self.record.add(Tried(share, "trained", recorded_accuracy(folder), folder.name, minutes))
 
     def _best_bits(self, share: float) -> int:
         """Of those that keep the accuracy, the bits with the best objective; 8 where none does."""
@@ -196,14 +202,14 @@ class _Search:
         model = self.folder / source.folder
         options = self._options_of("quantize", QuantizeOptions, model=model, output=folder, weight_bits=bits)
         try:
-            result = run_quantize(options, self._progress)
+            run_quantize(options, self._progress)
         except MissedError as error:
             log.info("%d bits are too few: %s", bits, error)
             return None
         made = dataclasses.replace(
             source,
             step="rounded",
-            accuracy=_accuracy(result.figures, folder),
+            accuracy=recorded_accuracy(folder),
             folder=folder.name,
             bits=bits,
             size=size_mb(weights_file(folder)),
@@ -233,16 +239,6 @@ class _Search:
         if "model" in changes:
             changes["model"] = str(changes["model"])
         return dataclasses.replace(options, force=True, **changes)
-
-
-def _accuracy(figures: dict[str, Any], folder: Path) -> float:
-    """On the held-out training images. Raises DataError where it could not be measured."""
-    if "accuracy" not in figures:
-        raise DataError(
-            f"{folder} has no accuracy on held-out training images, by which a search judges.",
-            "Give --data with class folders.",
-        )
-    return float(figures["accuracy"])
 
 
 def _figures(tried: Tried) -> Figures:

@@ -80,6 +80,8 @@ def read_space(settings: Mapping[str, Any], source: str) -> Space:
     section = settings.get("search")
     if not isinstance(section, Mapping) or not section:
         raise UsageError(f"{source} has no section `search` that says which options to try.", EXAMPLE)
+    if "goal" in settings:
+        raise UsageError(f"{source} has a goal, too, which is for slimkit compress.", "Leave out `goal` or `search`.")
     rest = {name: part for name, part in settings.items() if name != "search"}
     for name, part in rest.items():
         if name == "output" or (isinstance(part, Mapping) and "output" in part):
