@@ -45,6 +45,7 @@ from slimkit.core.pruning import prune_module
 from slimkit.core.pruning.repair.recalibrate import recalibrate
 from slimkit.core.pruning.stage import prune_to_budget
 from slimkit.core.training.loop import FitOptions, fit
+from slimkit.core.training.views import Batch
 
 POINTS = (0.7, 0.5, 0.3)  # shares of the MACs that are kept
 SCREENING_IMAGES = 1000
@@ -182,8 +183,8 @@ def tune(bench: Bench, module: nn.Module, seed: int) -> float:
         progressive=False,
     )
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=0.1)
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
 
     fit(module, bench.data.class_names, bench.data, options, loss)
     return bench.accuracy(module, bench.data.test)

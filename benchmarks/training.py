@@ -42,6 +42,7 @@ from slimkit.core.training.layout import memory_format
 from slimkit.core.training.loop import fit
 from slimkit.core.training.precision import autocast, prefers_bfloat16
 from slimkit.core.training.stage import fit_options_of
+from slimkit.core.training.views import Batch
 
 SIZE, BATCH, RATE = 64, 128, 0.1
 PROGRESSIVE_EPOCHS = 5
@@ -107,8 +108,8 @@ def slimkit_loop(data: ImageSet, epochs: int) -> Speed:
     options = TrainOptions(optimizer="sgd", batch_size=BATCH, device="cpu")
     fit_options = fit_options_of(options, epochs, RATE, progressive=epochs > 1)
 
-    def loss(logits: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits, labels)
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return cross_entropy(logits, batch.labels)
 
     network, clock = make_network(len(data.class_names)), Clock()
     fit(network, data.class_names, data, fit_options, loss, clock.progress)

@@ -139,8 +139,8 @@ def test_minutes_are_the_same_number_of_steps_for_all(here: Path) -> None:
     assert course[-1]["step"] == detail["steps"] > 0
 
 
-def loss_of(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits, labels, label_smoothing=0.1)
+def loss_of(logits: Tensor, batch: Batch) -> Tensor:
+    return cross_entropy(logits, batch.labels, label_smoothing=0.1)
 
 
 def step_of(ranks: Ranks, images: int) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ def step_of(ranks: Ranks, images: int) -> dict[str, Tensor]:
     labels = torch.randint(0, 3, (images,), generator=generator)
     own = ranks.share(torch.arange(images))
     seen = own if len(own) else torch.tensor([0])
-    batch = Batch(inputs[seen], inputs[seen], labels[seen], images - len(own), counts=len(own) > 0)
+    batch = Batch(inputs[seen], inputs[seen], labels[seen], seen, 0, images - len(own), counts=len(own) > 0)
     module = small_classifier().module.train()
     take_step(module, torch.optim.SGD(module.parameters(), lr=0.1), loss_of, batch, 0.1, False, ranks)
     return module.state_dict()
@@ -178,10 +178,10 @@ def test_a_loss_that_is_not_finite_in_one_takes_all_back(image_folder: Path, mon
     def work() -> None:
         calls = 0
 
-        def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
             nonlocal calls
             calls += 1
-            return loss_of(logits, inputs, labels) * (float("nan") if (calls, ranks.rank) == (5, 1) else 1.0)
+            return loss_of(logits, batch) * (float("nan") if (calls, ranks.rank) == (5, 1) else 1.0)
 
         with joined_ranks("cpu", 4) as ranks:
             student = small_classifier()

@@ -29,6 +29,7 @@ from slimkit.core.progress import Advance
 from slimkit.core.stages import run_distill, run_train
 from slimkit.core.training.loop import fit
 from slimkit.core.training.stage import fit_options_of
+from slimkit.core.training.views import Batch
 
 EPOCHS = 4  # of 17 steps each
 FLAGS = ("width", "data", "image_size", "epochs", "batch_size", "threads", "output", "teacher", "checkpoint_minutes")
@@ -281,10 +282,10 @@ def fail_at(calls: set[int]) -> Any:
     """A loss that is not a number at these calls of it, counted from 1."""
     count = 0
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
         nonlocal count
         count += 1
-        value = nn.functional.cross_entropy(logits, labels)
+        value = nn.functional.cross_entropy(logits, batch.labels)
         return value * float("nan") if count in calls else value
 
     return loss

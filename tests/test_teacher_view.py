@@ -18,6 +18,7 @@ from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill
 from slimkit.core.training.loop import fit
 from slimkit.core.training.stage import fit_options_of
+from slimkit.core.training.views import Batch
 
 WANTED = Preprocessing(resize=60, crop=48, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2), interpolation="bicubic")
 SHADES = {"ant": 51, "bee": 102, "cat": 204}
@@ -48,8 +49,8 @@ def test_both_see_the_same_image_each_in_its_own_preprocessing(shades: Path) -> 
     assert view is not None
     seen = []
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        seen.append((inputs, labels))
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        seen.append((batch.seen_by_loss, batch.labels))
         return logits.square().mean()
 
     options = fit_options_of(TrainOptions(device="cpu", batch_size=3), 1, 0.001, progressive=False)
@@ -68,8 +69,8 @@ def test_both_see_the_same_mixed_image(shades: Path) -> None:
     data = open_dataset(str(shades), wanted=student.architecture.preprocessing)
     seen = []
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        seen.append((inputs, labels))
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        seen.append((batch.seen_by_loss, batch.labels))
         return logits.square().mean()
 
     options = fit_options_of(TrainOptions(device="cpu", batch_size=3, mixup=1.0), 1, 0.001, progressive=False)

@@ -23,6 +23,11 @@ from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
         "standardized (divergence of logits brought to one mean and spread).",
     ),
     temperature=typer.Option("--temperature", help="Softens the teacher's and the student's probabilities."),
+    views=typer.Option(
+        "--views",
+        help="Augment each image in so many ways, epoch by epoch in turn, in place of anew each time: the teacher is "
+        "asked about each only once, here and in later runs, and a small student trains several times faster.",
+    ),
     control=typer.Option(
         "--control",
         metavar="SEEDS",

@@ -80,6 +80,7 @@ RANGES = {
     "temperature": dataclasses.replace(POSITIVE, example="4"),
     "alpha": Range(0, 1, "0.9"),
     "control": Range(0, 100, "3"),
+    "views": Range(1, 1000, "8"),
     "rate": SHARE,
     "max_rate": dataclasses.replace(SHARE, example="0.9"),
     "macs": dataclasses.replace(POSITIVE, example="0.5, the share to keep, or 75e6"),

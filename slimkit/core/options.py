@@ -169,6 +169,7 @@ class DistillOptions(ModelOptions, LongRunOptions):
     method: Method = "kd"
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher's loss; the labels' has 1 - alpha
+    views: int | None = None  # ways in which each image is augmented, epoch by epoch in turn; None: anew each time
     control: int = 0  # seeds with which it is held against the same training without a teacher
     device: Device = "auto"
 

@@ -19,6 +19,7 @@ from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.loop import fit
 from slimkit.core.training.stage import fit_options_of
+from slimkit.core.training.views import Batch
 
 log = logging.getLogger("slimkit")
 
@@ -61,8 +62,8 @@ def _train_on_labels(classifier: Classifier, data: ImageSet, options: DistillOpt
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
     how = fit_options_of(options, epochs, options.lr, progressive=False)
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, labels)
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return functional.cross_entropy(logits, batch.labels)
 
     fit(classifier.module, classifier.architecture.class_names, data, how, loss, progress)
     return classifier

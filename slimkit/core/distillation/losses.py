@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimkit.core.options import Method
+from slimkit.core.training.views import Batch
 
 NON_TARGET = 8.0  # weight of what dkd says of the wrong classes: the paper's for CIFAR-100
 SMALLEST_SPREAD = 1e-7  # of logits or probabilities that are divided by it
@@ -75,25 +76,36 @@ METHODS: dict[Method, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
 }
 
 
+Teacher = Callable[[Batch], Tensor]  # gives float32 logits [n, classes of the student]
+
+
+def network_as_teacher(network: nn.Module, classes: Tensor) -> Teacher:
+    """A network that answers as it is asked; `classes` gives its index of each class of the student."""
+    network.eval()
+
+    @torch.no_grad()
+    def answer(batch: Batch) -> Tensor:
+        logits: Tensor = network(batch.seen_by_loss)
+        return logits.float()[:, classes]
+
+    return answer
+
+
 class DistillationLoss:
     """The loss of a training step with a teacher that sees the very images that the student sees.
 
     The same view for both is what makes distillation work best (Beyer et al. 2022, arXiv:2106.05237).
     """
 
-    def __init__(
-        self, teacher: nn.Module, classes: Tensor, temperature: float, alpha: float, method: Method = "kd"
-    ) -> None:
-        """Hold the teacher; `classes` gives the teacher's index of each class of the student."""
-        self.teacher = teacher.eval()
-        self.classes = classes
+    def __init__(self, teacher: Teacher, temperature: float, alpha: float, method: Method = "kd") -> None:
+        """Hold the teacher: a network at work, or one that has answered already."""
+        self.teacher = teacher
         self.temperature, self.alpha, self.method = temperature, alpha, method
 
-    def __call__(self, logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the student's `logits` [n, classes] for `inputs` [n, 3, h, w] and `labels` [n]."""
-        with torch.no_grad():
-            teacher = self.teacher(inputs).float()[:, self.classes]
-        return distillation_loss(logits, teacher, labels, self.temperature, self.alpha, self.method)
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of the student's `logits` [n, classes] for the images of `batch`."""
+        teacher = self.teacher(batch)
+        return distillation_loss(logits, teacher, batch.labels, self.temperature, self.alpha, self.method)
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:

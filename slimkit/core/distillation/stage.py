@@ -8,7 +8,8 @@ import logging
 import torch
 
 from slimkit.core.data import ImageSet, label_map
-from slimkit.core.distillation.losses import DistillationLoss
+from slimkit.core.distillation.known_logits import know_logits, require_repeatable
+from slimkit.core.distillation.losses import DistillationLoss, network_as_teacher
 from slimkit.core.distillation.teacher import open_teacher, require_knowledge, teacher_view
 from slimkit.core.folder import Classifier
 from slimkit.core.models.lineage import weights_sha256
@@ -39,20 +40,23 @@ def distill(
     """
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
     fit_options = fit_options_of(options, epochs, options.lr, progressive=False, ranks=ranks)
+    if fit_options.views is not None:
+        require_repeatable(fit_options.augmentation, ranks.count)
     teacher = open_teacher(classifier, data, options)
     name = teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
     view = teacher_view(teacher, data)
     accuracy = require_knowledge(teacher, data if view is None else view, name, fit_options.device, progress)
     log.info("distilling %s into %s for %s", name, options.model, how_long(fit_options))
     files = files and files.of_run(describe_run(options, data, classifier.module, teacher.module, ranks=ranks))
-    loss = DistillationLoss(
-        teacher.module.to(fit_options.device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in the stub
-        label_map(teacher.architecture.class_names, classifier.architecture.class_names).to(fit_options.device),
-        temperature=options.temperature,
-        alpha=options.alpha,
-        method=options.method,
-    )
     names = classifier.architecture.class_names
+    classes = label_map(teacher.architecture.class_names, names).to(fit_options.device)
+    teacher.module.to(fit_options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    if fit_options.views is None:
+        answers = network_as_teacher(teacher.module, classes)
+    else:
+        answers = know_logits(teacher, data if view is None else view, classes, fit_options, progress)
+        view = None
+    loss = DistillationLoss(answers, options.temperature, options.alpha, options.method)
     trained = fit(classifier.module, names, data, fit_options, loss, progress, view, files)
     detail = training_detail("distill", data, fit_options, trained)
     detail |= {

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from slimkit.core.data import ImageSet
 from slimkit.core.device import resolve_device
-from slimkit.core.distillation.losses import DistillationLoss
+from slimkit.core.distillation.losses import DistillationLoss, network_as_teacher
 from slimkit.core.folder import Classifier
 from slimkit.core.options import QuantizeOptions
 from slimkit.core.progress import Progress
@@ -88,7 +88,7 @@ def fine_tune(
     log.info("fine-tuning through the rounding on %d images for %d epochs", len(data.train), options.qat_epochs)
     teacher = source.module.to(fit_options.device)
     classes = torch.arange(source.architecture.num_classes, device=fit_options.device)
-    loss = DistillationLoss(teacher, classes, TEMPERATURE, alpha=1.0)
+    loss = DistillationLoss(network_as_teacher(teacher, classes), TEMPERATURE, alpha=1.0)
     history = fit(simulation.network, source.architecture.class_names, data, fit_options, loss, progress)
     source.module.to("cpu")
     detail = training_detail("quantize", data, fit_options, history) | {"teacher": "the float model"}

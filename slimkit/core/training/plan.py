@@ -29,6 +29,7 @@ class FitOptions:
     device: torch.device
     progressive: bool  # small images first
     augmentation: Augmentation = USUAL_AUGMENTATION
+    views: int | None = None  # ways in which each image is augmented, epoch by epoch in turn; None: anew each time
     ema: float | None = None  # decay of the average that is evaluated and kept; None: the weights themselves are
     ranks: Ranks = ALONE  # that share it
 

@@ -22,6 +22,7 @@ from slimkit.core.training.loop import FitOptions, Trained, fit
 from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.probe import takes_smaller_images
 from slimkit.core.training.ranks import ALONE, Ranks
+from slimkit.core.training.views import Batch
 
 log = logging.getLogger("slimkit")
 
@@ -52,8 +53,8 @@ def train(
     log.info("training %s on %d images of %s for %s", options.model, len(data.train), data.name, length)
     files = files and files.of_run(describe_run(options, data, classifier.module, ranks=ranks))
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=options.label_smoothing)
 
     names = classifier.architecture.class_names
     trained = fit(classifier.module, names, data, fit_options, loss, progress, files=files)
@@ -79,6 +80,7 @@ def fit_options_of(
         ranks=ranks,
         augmentation=augmentation_of(options),
         ema=options.ema,
+        views=options.views if isinstance(options, DistillOptions) else None,
     )
 
 
@@ -107,6 +109,7 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Tr
         "weight_decay": options.weight_decay,
         "augmentation": dataclasses.asdict(options.augmentation),
         "ema": options.ema,
+        "views": options.views,
         "seed": options.seed,
         "teacher": None,
         "processes": options.ranks.count,

@@ -12,8 +12,7 @@ from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.views import Batch
 from slimkit.core.training.whole_batch import whole_batch_statistics
 
-# logits [n, classes], inputs [n, 3, h, w] of the loss's own network, labels as `Batch` has them -> scalar
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Batch], Tensor]  # logits [n, classes] and what they answer -> scalar
 
 
 def take_step(
@@ -33,7 +32,7 @@ def take_step(
     inputs = batch.inputs.contiguous(memory_format=memory_format(module))
     with autocast(inputs, bfloat16), whole_batch_statistics(ranks, batch):
         logits = module(inputs)
-        value = batch.share * loss(logits.float(), batch.seen_by_loss, batch.labels)
+        value = batch.share * loss(logits.float(), batch)
     number = ranks.total(value.item())
     if math.isfinite(number):
         for group in optimizer.param_groups:

@@ -21,6 +21,8 @@ class Batch:
     inputs: Tensor  # [n, channels, h, w]
     seen_by_loss: Tensor  # the same images as the loss's own network sees them
     labels: Tensor  # int64 [n]: the module's index of each image's class; of mixed images the shares [n, outputs]
+    indices: Tensor  # int64 [n]: their places among the training images
+    view: int  # how they are augmented: the epoch, unless views are seen again
     others: int = 0  # images of the same batch that other ranks have
     counts: bool = True  # whether these are of the batch; False for what a rank has that gets none of a small one
 
@@ -48,15 +50,15 @@ class Views:
     def batches(self, epoch: int, order: Tensor, size: Callable[[], Size]) -> Iterator[Batch]:
         """The images at `order` as epoch `epoch` sees them; `size` tells how large the next batch is to be."""
         ranks, batch_size = self.options.ranks, self.options.batch_size
-        own = self._own(order)
-        second = self._augmented(self.loss_data, epoch, own, lambda: None) if self.loss_data else None
-        parts = self._augmented(self.data, epoch, own, size)
+        own, view = self._own(order), epoch % (self.options.views or epoch + 1)
+        second = self._augmented(self.loss_data, view, own, lambda: None) if self.loss_data else None
+        parts = self._augmented(self.data, view, own, size)
         for whole, (inputs, labels, indices) in zip(torch.split(order, batch_size), parts, strict=True):
             seen_by_loss = next(second)[0] if second else inputs
             counts = len(ranks.share(whole)) > 0
             others = self._of_others(len(indices) * counts)
             known = self.classes[labels].to(self.options.device)
-            yield self._mixed(Batch(inputs, seen_by_loss, known, others, counts), indices, epoch)
+            yield self._mixed(Batch(inputs, seen_by_loss, known, indices, view, others, counts))
 
     def _own(self, order: Tensor) -> Tensor:
         """This rank's part of each batch of `order`; where a last small one has none for it, an image all the same."""
@@ -68,23 +70,23 @@ class Views:
         """The images of a batch that other ranks have, where `own` are here: those that can't be read don't count."""
         return int(self.options.ranks.total(own)) - own
 
-    def _mixed(self, batch: Batch, indices: Tensor, epoch: int) -> Batch:
+    def _mixed(self, batch: Batch) -> Batch:
         """The batch with its images and labels mixed, where that is asked for: the same for both networks."""
         wanted, same = self.options.augmentation, batch.seen_by_loss is batch.inputs
         if not wanted.mixup and not wanted.cutmix:
             return batch
-        mixing = draw_mixing(indices, wanted, epoch=epoch, seed=self.options.seed)
+        mixing = draw_mixing(batch.indices, wanted, epoch=batch.view, seed=self.options.seed)
         inputs = mixing.images(batch.inputs)
         seen_by_loss = inputs if same else mixing.images(batch.seen_by_loss)
         labels = mixing.labels(batch.labels, self.outputs)
         return dataclasses.replace(batch, inputs=inputs, seen_by_loss=seen_by_loss, labels=labels)
 
     def _augmented(
-        self, data: ImageSet, epoch: int, order: Tensor, size: Callable[[], Size | None]
+        self, data: ImageSet, view: int, order: Tensor, size: Callable[[], Size | None]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs [n, channels, *size] on the device, with the labels [n] in the data, and the indices [n]."""
         options, wanted = self.options, data.preprocessing
-        keys, how = {"epoch": epoch, "seed": options.seed}, options.augmentation
+        keys, how = {"epoch": view, "seed": options.seed}, options.augmentation
         for pixels, labels, indices in data.train.batches(order, options.batch_size // options.ranks.count):
             if len(indices) == options.ranks.count == 1:  # no other could be read, and BatchNorm wants two
                 pixels, labels, indices = (torch.cat([each, each]) for each in (pixels, labels, indices))

@@ -18,6 +18,7 @@ from slimkit.core.pruning.repair.tune import tune
 from slimkit.core.training.loop import fit
 from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
+from slimkit.core.training.views import Batch
 
 log = logging.getLogger("slimkit")
 
@@ -43,8 +44,8 @@ def _on_labels(classifier: Classifier, data: ImageSet, options: PruneOptions, pr
     as_training = TrainOptions(device=options.device, seed=options.seed, optimizer="adam", weight_decay=0.0)
     fit_options = fit_options_of(as_training, options.finetune_epochs, USUAL_RATES["adam"], progressive=False)
 
-    def loss(logits: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=as_training.label_smoothing)
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=as_training.label_smoothing)
 
     trained = fit(classifier.module, classifier.architecture.class_names, data, fit_options, loss, progress)
     detail = training_detail("finetune", data, fit_options, trained)

@@ -94,9 +94,9 @@ def _learn(student: nn.Module, teacher: nn.Module, batches: Iterator[Batch], sec
     optimizer = make_optimizer(student, "sgd", RATE, weight_decay=0.0)
     bfloat16 = prefers_bfloat16(next(student.parameters()).device)
 
-    def loss(logits: Tensor, inputs: Tensor, _: Tensor) -> Tensor:
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
-            wanted = teacher(inputs)
+            wanted = teacher(batch.seen_by_loss)
         return relations(logits, wanted.float())
 
     student.train()
@@ -119,7 +119,7 @@ def _views(data: ImageSet, order: Tensor, seed: int, device: torch.device) -> It
         for pixels, labels, indices in data.train.batches(mixed, min(BATCH, len(mixed))):
             if len(indices) > 1:  # BatchNorm can't learn from one
                 inputs = augment(pixels, indices, data.preprocessing, epoch=epoch, seed=seed, flip=data.flip).to(device)
-                yield Batch(inputs, inputs, labels)
+                yield Batch(inputs, inputs, labels, indices, epoch)
 
 
 def _distance(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> float:

@@ -1,0 +1,144 @@
+"""What a teacher answers to augmented images that are seen again, kept on disk: it is asked about each once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimkit.core.data import Augmentation, ImageSet, augment
+from slimkit.core.errors import UsageError
+from slimkit.core.files import cache_folder, write_atomically
+from slimkit.core.folder import Classifier
+from slimkit.core.progress import Progress, silent
+from slimkit.core.training.identity import weights_digest
+from slimkit.core.training.layout import memory_format
+from slimkit.core.training.plan import FitOptions
+from slimkit.core.training.views import Batch
+
+log = logging.getLogger("slimkit")
+
+Logits = np.ndarray[Any, np.dtype[np.float16]]  # [training images, classes of the teacher]
+
+BATCH = 128
+MOST_BYTES = 8 * 2**30  # of all files together: the oldest go
+FORM = 1  # of a file, and of how its images are augmented: raise it where either changes
+
+
+@dataclass(frozen=True)
+class KnownLogits:
+    """The teacher of a `DistillationLoss` that has answered already."""
+
+    views: tuple[Logits, ...]
+    classes: Tensor  # int64: the teacher's index of each class of the student
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Float32 [n, classes of the student]."""
+        rows = torch.from_numpy(self.views[batch.view][batch.indices.numpy()])
+        return rows.to(self.classes.device).float()[:, self.classes]
+
+
+def know_logits(
+    teacher: Classifier, data: ImageSet, classes: Tensor, options: FitOptions, progress: Progress = silent
+) -> KnownLogits:
+    """The answers of `teacher`, which is on the device, to the training images of `data` in all views of a training.
+
+    data: in the teacher's preprocessing; classes: the teacher's index of each class of the student.
+    """
+    assert options.views is not None
+    digest = _digest(teacher, data)
+    views = tuple(_view(teacher, data, digest, view, options, progress) for view in range(options.views))
+    forget_oldest(_folder(), MOST_BYTES)
+    return KnownLogits(views, classes)
+
+
+def require_repeatable(augmentation: Augmentation, processes: int) -> None:
+    """Raise UsageError where images that are seen again need another answer."""
+    if augmentation.mixup or augmentation.cutmix:
+        raise UsageError(
+            "--views and images that are mixed exclude each other: two that are mixed are hardly ever so again.",
+            "Leave out --views, or --mixup and --cutmix.",
+        )
+    if processes > 1:
+        raise UsageError("--views is for a single process.", "Leave it out, or start without torchrun.")
+
+
+def forget_oldest(folder: Path, most: int) -> None:
+    """Remove files from `folder`, those first that were not used for longest, until they have at most `most` bytes."""
+    files = sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > most:
+            file.unlink(missing_ok=True)
+
+
+def _view(
+    teacher: Classifier, data: ImageSet, digest: str, view: int, options: FitOptions, progress: Progress
+) -> Logits:
+    """The answers to all training images in one view."""
+    how = dataclasses.asdict(options.augmentation) | {"seed": options.seed, "view": view, "flip": data.flip}
+    key = hashlib.sha256(f"{FORM} {digest} {sorted(how.items())}".encode()).hexdigest()
+    file = _folder() / f"{key[:40]}.npy"
+    shape = (len(data.train), teacher.architecture.num_classes)
+    known = _read(file, shape)
+    if known is None:
+        known = _ask(teacher, data, shape, view, options, progress)
+        _keep(file, known)
+    return known
+
+
+def _ask(
+    teacher: Classifier, data: ImageSet, shape: tuple[int, int], view: int, options: FitOptions, progress: Progress
+) -> Logits:
+    logits = torch.zeros(shape, dtype=torch.float16)
+    seen = partial(augment, epoch=view, seed=options.seed, flip=data.flip, augmentation=options.augmentation)
+    layout = memory_format(teacher.module)
+    with torch.inference_mode(), progress(f"teacher, view {view + 1}/{options.views}", len(data.train)) as advance:
+        for pixels, _, indices in data.train.batches(torch.arange(len(data.train)), BATCH):
+            inputs = seen(pixels.to(options.device), indices, data.preprocessing)
+            answers = teacher.module(inputs.contiguous(memory_format=layout))
+            logits[indices] = answers.float().clamp(-6e4, 6e4).half().cpu()  # float16 holds up to 65504
+            advance(len(indices))
+    return logits.numpy()
+
+
+def _digest(teacher: Classifier, data: ImageSet) -> str:
+    """Of the teacher's weights, and of the training images, which are decoded for it."""
+    digest = hashlib.sha256(f"{weights_digest(teacher.module)} {data.preprocessing} {data.train.digest()}".encode())
+    for pixels, _, _ in data.train.batches(torch.arange(len(data.train)), BATCH):
+        digest.update(pixels.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _folder() -> Path:
+    return cache_folder() / "teacher-logits"
+
+
+def _read(file: Path, shape: tuple[int, int]) -> Logits | None:
+    """None where there is no such file, or a damaged one."""
+    try:
+        known = np.load(file, mmap_mode="r")
+        file.touch()
+    except (OSError, ValueError, EOFError):
+        return None
+    return known if known.shape == shape and known.dtype == np.float16 else None
+
+
+def _keep(file: Path, known: Logits) -> None:
+    """Where the disk takes it; the training goes on without."""
+    content = io.BytesIO()
+    np.save(content, known)
+    try:
+        write_atomically(file, content.getvalue())
+    except OSError as error:
+        log.warning("The teacher's logits are not kept for the next time: %s", error)
