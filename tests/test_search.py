@@ -13,22 +13,28 @@ from test_cli_chain import slimkit, write_images
 from slimkit.core.checks import parse_min_accuracy
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.folder import write_folder
+from slimkit.core.options import GoalOptions
+from slimkit.core.progress import silent
 from slimkit.core.recipe import Recipe, resolve_recipe, run_recipe
 from slimkit.core.search.record import Choice, Record, Tried
-from slimkit.core.search.run import Found, require_reached, search_recipe
+from slimkit.core.search.run import Found, _Search, require_reached, search_recipe
 from slimkit.core.tune.space import read_space
 
 # Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
 SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
-BITS = (8, 4)  # fewer than are usual, for the sake of time
+FEWER = {"BITS": (8, 4), "SHARES": (0.7, 0.4), "RUNS": 4, "VIEWS": 3}  # than are usual, for the sake of time
 GOAL = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
+
+
+def try_fewer(patch: pytest.MonkeyPatch) -> None:
+    for name, value in FEWER.items():
+        patch.setattr(f"slimkit.core.search.run.{name}", value)
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slimkit.core.search.run.BITS", BITS)
-    monkeypatch.setattr("slimkit.core.search.run.RUNS", 4)
+    try_fewer(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +45,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     write_folder(small_classifier(), folder / "base")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | {"goal": GOAL}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slimkit.core.search.run.BITS", BITS)
-        patch.setattr("slimkit.core.search.run.RUNS", 4)
+        try_fewer(patch)
         done = slimkit("compress", "-c", "recipe.yaml", "-o", "small", "--threads", "1", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -50,13 +55,15 @@ def test_the_choice_is_the_smallest_of_what_keeps_the_accuracy(searched: tuple[P
     folder, printed = searched
     found = json.loads(printed)["search"]
     rounded = [each for each in found["tried"] if each["bits"]]
-    assert {each["bits"] for each in rounded} <= {*BITS}
+    assert {each["bits"] for each in rounded} <= {*FEWER["BITS"]}
     smallest = min(rounded, key=lambda each: each["size"])
-    assert (found["choice"]["macs"], found["choice"]["bits"]) == (smallest["macs"], smallest["bits"])
+    assert (found["choice"]["share"], found["choice"]["bits"]) == (smallest["share"], smallest["bits"])
     for each in rounded:
         (weights,) = (folder / "small/runs/search" / each["folder"]).glob("*.pth")
         assert each["size"] == pytest.approx(weights.stat().st_size / 2**20)
         assert each["latency"] > 0
+    teacher_asked = json.loads((folder / "small/runs/search/search.json").read_text())["views"]
+    assert teacher_asked == FEWER["VIEWS"]
     assert Path(folder / found["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
@@ -65,8 +72,10 @@ def test_the_recipe_that_is_left_repeats_the_choice_without_a_search(searched: t
     choice = json.loads(printed)["search"]["choice"]
     left = yaml.safe_load((folder / "small/runs/recipe.yaml").read_text())
     assert "goal" not in left
-    assert left["prune"]["macs"] == choice["macs"]
+    assert choice["budget"] == "params"
+    assert left["prune"]["params"] == choice["share"]
     assert left["distill"]["minutes"] == choice["minutes"]
+    assert left["distill"]["views"] == FEWER["VIEWS"]
     assert left["quantize"].get("weight_bits", 8) == choice["bits"]
     steps = json.loads((folder / "small/submission/trained_pruned_architecture.json").read_text())["compression_steps"]
     assert len(steps) == 3  # cut, distilled, quantized
@@ -76,7 +85,7 @@ def test_a_finished_search_is_not_made_again(searched: tuple[Path, str], tmp_pat
     shutil.copytree(searched[0], tmp_path, dirs_exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in Path("small").rglob("*.pth")}
     found = search_recipe(recipe_of(GOAL))
-    assert found.choice.macs == json.loads(searched[1])["search"]["choice"]["macs"]
+    assert found.choice.share == json.loads(searched[1])["search"]["choice"]["share"]
     assert {path: path.stat().st_mtime_ns for path in Path("small").rglob("*.pth")} == before
 
 
@@ -101,6 +110,17 @@ def test_another_search_starts_over(tmp_path: Path) -> None:
     assert Record.open(record.file, {"seed": 0}, force=True).tried == []
 
 
+def test_weights_from_elsewhere_are_said_to_read_high(
+    searched: tuple[Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(searched[0], ".", dirs_exist_ok=True)
+    search_recipe(recipe_of(GOAL))
+    assert "from elsewhere" not in caplog.text  # points hang on no baseline
+    search = _Search(recipe_of(GOAL | {"min_accuracy": "95%"}), GoalOptions(min_accuracy="95%"), False, silent)
+    assert "from elsewhere" in caplog.text
+    assert search.target == pytest.approx(0.95 * search.baseline)
+
+
 def recipe_of(goal: dict[str, Any]) -> Recipe:
     return resolve_recipe(SETTINGS | {"threads": 1, "goal": goal}, Path("small"))
 
@@ -108,8 +128,10 @@ def recipe_of(goal: dict[str, Any]) -> Recipe:
 def test_a_submission_that_answers_worse_than_was_asked_for_is_told() -> None:
     recipe = recipe_of(GOAL)
     write_folder(small_classifier(), Path("small/submission"), figures={"accuracy": 56.9})
-    require_reached(Found(recipe, Choice(0.5, 1.0, 4), (), baseline=59.9, target=56.9, picture=Path("search.png")))
-    found = Found(recipe, Choice(0.5, 1.0, 4), (), baseline=60.0, target=57.0, picture=Path("search.png"))
+    require_reached(
+        Found(recipe, Choice("params", 0.5, 1.0, 4), (), baseline=59.9, target=56.9, picture=Path("search.png"))
+    )
+    found = Found(recipe, Choice("params", 0.5, 1.0, 4), (), baseline=60.0, target=57.0, picture=Path("search.png"))
     with pytest.raises(MissedError, match=r"names 56\.90 % .* at least 57\.00 % was asked for"):
         require_reached(found)
 

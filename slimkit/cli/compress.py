@@ -111,8 +111,8 @@ class CompressOptions:
     distill_epochs=typer.Option("--distill-epochs", help="Epochs of distillation.", show_default=str(DISTILL_EPOCHS)),
     objective=typer.Option(
         "--objective",
-        help="Search for the share of the MACs and the bits of the weights that make this best, within --minutes. "
-        "score: the contest's total.",
+        help="Search for how far to cut (parameters; for latency MACs) and the bits of the weights that make this best "
+        "within --minutes. score: the contest's total.",
         show_default="no search; score where one of the next two is given",
     ),
     min_accuracy=typer.Option(
@@ -158,9 +158,11 @@ def compress(options: CompressOptions, output: Output) -> None:
 
 def search_tables(found: "Found") -> "list[RenderableType]":
     """What the search tried, and what it chose."""
+    from slimkit.core.search.record import SHOWN
+
     rows = [
         (
-            f"{each.macs:.0%}",
+            f"{each.share:.1%}",
             each.step,
             each.bits,
             f"{each.accuracy:.2f}",
@@ -170,10 +172,11 @@ def search_tables(found: "Found") -> "list[RenderableType]":
         )
         for each in found.tried
     ]
-    columns = ("MACs kept", "", "bits", "held-out accuracy (%)", "MB", "ms", "minutes trained")
+    what = SHOWN[found.choice.budget]
+    columns = (f"{what} kept", "", "bits", "held-out accuracy (%)", "MB", "ms", "minutes trained")
     choice = found.choice
     return [
         table(f"Tried; {found.target:.2f} % was asked for", columns, rows),
-        f"Chosen: {choice.macs:.0%} of the MACs, {choice.minutes:g} minutes of distillation, weights of {choice.bits} "
-        f"bits. The picture is in {found.picture}.",
+        f"Chosen: {choice.share:.1%} of the {what}, {choice.minutes:g} minutes of distillation, weights of "
+        f"{choice.bits} bits. The picture is in {found.picture}.",
     ]

@@ -17,7 +17,7 @@ from slimkit.core.architecture import Architecture
 from slimkit.core.coding.classifier import stored_bytes
 from slimkit.core.data import ImageSet
 from slimkit.core.distillation.control import compare_with_labels
-from slimkit.core.distillation.stage import distill
+from slimkit.core.distillation.stage import ask_teacher, distill
 from slimkit.core.errors import ModelError
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, weights_file, write_folder
@@ -113,6 +113,16 @@ def run_distill(options: DistillOptions, progress: Progress = silent) -> StageRe
         classifier, data.without_unreadable(progress), options, result.figures["accuracy"], progress
     )
     return dataclasses.replace(result, figures=result.figures | compared.figures())
+
+
+@checked
+def run_ask(options: DistillOptions, seconds: float, progress: Progress = silent) -> int:
+    """Let the teacher answer up to `options.views` views for trainings to come; gives how many it did in `seconds`.
+
+    Writes no model. Raises as `run_distill`.
+    """
+    classifier, data = open_model_and_data(options, progress=progress)
+    return ask_teacher(classifier, data.without_unreadable(progress), options, seconds, progress)
 
 
 def _run_training(

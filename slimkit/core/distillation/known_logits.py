@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,22 @@ def know_logits(
     views = tuple(_view(teacher, data, digest, view, options, progress) for view in range(options.views))
     forget_oldest(_folder(), MOST_BYTES)
     return KnownLogits(views, classes)
+
+
+def ask_about_views(
+    teacher: Classifier, data: ImageSet, options: FitOptions, seconds: float, progress: Progress = silent
+) -> int:
+    """How many views of a training the teacher has answered, for trainings to come, in about so many `seconds`.
+
+    One at least, `options.views` at most. data: in the teacher's preprocessing.
+    """
+    assert options.views is not None
+    began, digest = time.monotonic(), _digest(teacher, data)
+    for view in range(options.views):
+        if view and (time.monotonic() - began) * (view + 1) / view > seconds:
+            return view
+        _view(teacher, data, digest, view, options, progress)
+    return options.views
 
 
 def require_repeatable(augmentation: Augmentation, processes: int) -> None:

@@ -8,7 +8,7 @@ import logging
 import torch
 
 from slimkit.core.data import ImageSet, label_map
-from slimkit.core.distillation.known_logits import know_logits, require_repeatable
+from slimkit.core.distillation.known_logits import ask_about_views, know_logits, require_repeatable
 from slimkit.core.distillation.losses import DistillationLoss, network_as_teacher
 from slimkit.core.distillation.teacher import open_teacher, require_knowledge, teacher_view
 from slimkit.core.folder import Classifier
@@ -17,11 +17,26 @@ from slimkit.core.options import DISTILL_EPOCHS, DistillOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
-from slimkit.core.training.loop import fit
+from slimkit.core.training.loop import FitOptions, fit
 from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.stage import fit_options_of, how_long, training_detail, with_detail
 
 log = logging.getLogger("slimkit")
+
+
+def ask_teacher(
+    classifier: Classifier, data: ImageSet, options: DistillOptions, seconds: float, progress: Progress = silent
+) -> int:
+    """How many of `options.views` the teacher has answered in about so many `seconds`: see `ask_about_views`.
+
+    Raises as `distill`.
+    """
+    fit_options = fit_options_of(options, 0, options.lr, progressive=False)
+    teacher = open_teacher(classifier, data, options)
+    view = teacher_view(teacher, data) or data
+    require_knowledge(teacher, view, _name_of(teacher), fit_options.device, progress)
+    _to_device(teacher, fit_options)
+    return ask_about_views(teacher, view, fit_options, seconds, progress)
 
 
 def distill(
@@ -43,18 +58,18 @@ def distill(
     if fit_options.views is not None:
         require_repeatable(fit_options.augmentation, ranks.count)
     teacher = open_teacher(classifier, data, options)
-    name = teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
+    name = _name_of(teacher)
     view = teacher_view(teacher, data)
-    accuracy = require_knowledge(teacher, data if view is None else view, name, fit_options.device, progress)
+    accuracy = require_knowledge(teacher, view or data, name, fit_options.device, progress)
     log.info("distilling %s into %s for %s", name, options.model, how_long(fit_options))
     files = files and files.of_run(describe_run(options, data, classifier.module, teacher.module, ranks=ranks))
     names = classifier.architecture.class_names
     classes = label_map(teacher.architecture.class_names, names).to(fit_options.device)
-    teacher.module.to(fit_options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    _to_device(teacher, fit_options)
     if fit_options.views is None:
         answers = network_as_teacher(teacher.module, classes)
     else:
-        answers = know_logits(teacher, data if view is None else view, classes, fit_options, progress)
+        answers = know_logits(teacher, view or data, classes, fit_options, progress)
         view = None
     loss = DistillationLoss(answers, options.temperature, options.alpha, options.method)
     trained = fit(classifier.module, names, data, fit_options, loss, progress, view, files)
@@ -70,3 +85,12 @@ def distill(
     architecture = with_detail(classifier.architecture, detail)
     steps = (*architecture.compression_steps, f"distill: {how_long(fit_options)} from {name}")
     return dataclasses.replace(classifier, architecture=dataclasses.replace(architecture, compression_steps=steps))
+
+
+def _name_of(teacher: Classifier) -> str:
+    """As the log and the record say it."""
+    return teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
+
+
+def _to_device(teacher: Classifier, options: FitOptions) -> None:
+    teacher.module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub

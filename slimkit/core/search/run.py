@@ -1,8 +1,9 @@
 """From what a user wants to a recipe: the smallest network that keeps the accuracy, found by trying few of them.
 
-Size and latency fall with the MACs, and so does accuracy, so the shares of the MACs are halved as one looks up a word:
-a network that reaches the accuracy, at once or after a short distillation, leads to smaller ones, another to larger.
-What is left then is how few bits its weights need. Every judgement is on held-out training images.
+Size falls with the parameters, latency with the MACs, and accuracy with both, so the shares of one of them are halved
+as one looks up a word: a network that reaches the accuracy, at once or after a short distillation, leads to smaller
+ones, another to larger. What is left then is how few bits its weights need. Every judgement is on held-out training
+images. All that are trained learn from the same views of the images, about which the teacher is asked once.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from typing import Any
 from slimkit.core.checks import parse_min_accuracy
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import recorded_accuracy, weights_file
+from slimkit.core.folder import read_architecture, recorded_accuracy, weights_file
 from slimkit.core.measure.latency import Target, measure_latencies
 from slimkit.core.measure.size import size_mb
 from slimkit.core.models.lineage import weights_sha256
-from slimkit.core.options import DistillOptions, GoalOptions, PruneOptions, QuantizeOptions, plain_options
+from slimkit.core.options import DistillOptions, GoalOptions, Objective, PruneOptions, QuantizeOptions, plain_options
 from slimkit.core.progress import Progress, silent
 from slimkit.core.recipe import CompressReport, Recipe, run_recipe
 from slimkit.core.recipe.run import run_stages
 from slimkit.core.scoring.formula import Figures, score
 from slimkit.core.search.plot import draw_search
-from slimkit.core.search.record import Choice, Record, Tried
-from slimkit.core.stages import run_distill, run_prune, run_quantize
+from slimkit.core.search.record import SHOWN, Budget, Choice, Record, Tried
+from slimkit.core.stages import run_ask, run_distill, run_prune, run_quantize
 
 log = logging.getLogger("slimkit")
 
-SHARES = (0.85, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06)  # of the MACs
+# What is cut: parameters are bytes, which weigh most in the score of a small network, and MACs are time
+BUDGETS: dict[Objective, Budget] = {"score": "params", "size": "params", "latency": "macs"}
+SHARES = (0.85, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06, 0.04, 0.025, 0.015)  # of it that are tried
 BITS = (8, 6, 4, 3)
 TRIAL = 0.1  # of the minutes, for the distillation of one network that is tried
 EXPLORING = 0.5  # of the minutes, after which no other share is tried
@@ -39,6 +42,9 @@ FINAL = 0.2  # of the minutes at least, for the distillation of the network that
 SHORTEST = 0.01  # minutes of that
 HOPELESS = 0.2  # of the baseline's accuracy: what is worse after the cut is not trained
 RUNS = 50  # of a latency
+VIEWS = 8  # of the training images, at most, about which the teacher is asked once for all trainings
+ASKING = 0.25  # of the minutes, for that
+FEWEST_VIEWS = 3  # that teach about as much as images that are augmented anew each time
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Found:
 
 
 def search_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> Found:
-    """Make the recipe's baseline, then choose its MACs, minutes of distillation and bits as its goal asks.
+    """Make the recipe's baseline, then choose its budget, minutes of distillation and bits as its goal asks.
 
     A search that was stopped goes on; one that is finished gives the same again. Raises UsageError where nothing is to
     be searched, and what the stages raise.
@@ -71,9 +77,10 @@ def search_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = s
     search = _Search(recipe, recipe.goal, force, progress)
     choice = search.choose()
     picture = search.folder / "search.png"
-    write_atomically(picture, draw_search(search.record.tried, search.baseline, search.target))
+    write_atomically(picture, draw_search(search.record.tried, choice.budget, search.baseline, search.target))
     found = tuple(search.record.tried)
-    return Found(_chosen(recipe, choice), choice, found, search.baseline, search.target, picture)
+    chosen = _chosen(recipe, choice, search.views(choice.share))
+    return Found(chosen, choice, found, search.baseline, search.target, picture)
 
 
 def run_goal(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> tuple[Found, CompressReport]:
@@ -94,10 +101,10 @@ def require_reached(found: Found) -> None:
         )
 
 
-def _chosen(recipe: Recipe, choice: Choice) -> Recipe:
+def _chosen(recipe: Recipe, choice: Choice, views: int | None) -> Recipe:
     chosen: dict[str, dict[str, Any]] = {
-        "prune": {"macs": choice.macs},
-        "distill": {"epochs": None, "minutes": choice.minutes},
+        "prune": {choice.budget: choice.share},
+        "distill": {"epochs": None, "minutes": choice.minutes, "views": views},
         "quantize": {"weight_bits": choice.bits},
     }
     stages = {name: dataclasses.replace(options, **chosen.get(name, {})) for name, options in recipe.stages.items()}
@@ -113,19 +120,26 @@ class _Search:
         self.folder = recipe.root / "runs" / "search"
         self.baseline = recorded_accuracy(self._source)
         self.target = parse_min_accuracy(options.min_accuracy, self.baseline)
-        self._seconds = 60 * options.minutes
+        self._seconds, self._budget = 60 * options.minutes, BUDGETS[options.objective]
         self.record = Record.open(self.folder / "search.json", self._about(), force)
+        if "%" in options.min_accuracy and not _was_trained_here(self._source):
+            log.warning(
+                "%s has its weights from elsewhere. If they saw the held-out images, its %.2f %% of them read high, "
+                "and so do the %.2f %% that are asked for: give --min-accuracy in points then, such as 60.",
+                *(self._source, self.baseline, self.target),
+            )
 
     def choose(self) -> Choice:
         """Try networks until the choice is clear or the time for it is over."""
         if self.record.choice is None:
             share = self._smallest_share()
             bits = self._best_bits(share)
+            self.views(share)  # before the time that is left is told
             minutes = max(round(self._seconds_left(share, bits) / 60, 2), SHORTEST)
-            self.record.choice = Choice(share, minutes, bits)
+            self.record.choice = Choice(self._budget, share, minutes, bits)
             self.record.write()
         choice = self.record.choice
-        log.info("The search chose %g of the MACs, weights of %d bits.", choice.macs, choice.bits)
+        log.info("The search chose %g of the %s, weights of %d bits.", choice.share, SHOWN[choice.budget], choice.bits)
         return choice
 
     def _seconds_left(self, share: float, bits: int) -> float:
@@ -156,7 +170,7 @@ class _Search:
         return SHARES[max(reached, 0)]
 
     def _reaches(self, share: float) -> bool:
-        """Whether a network with this share of the MACs keeps the accuracy, at once or after a short training."""
+        """Whether a network with this share keeps the accuracy, at once or after a short training."""
         cut = self.record.find(share, "cut") or self._cut(share)
         if cut is None or cut.accuracy < HOPELESS * self.baseline:
             return False
@@ -165,11 +179,11 @@ class _Search:
     def _cut(self, share: float) -> Tried | None:
         """None where no cut comes to the share."""
         folder, begun = self.folder / f"cut-{share:g}", self.record.spent
-        options = self._options_of("prune", PruneOptions, model=self._source, output=folder, macs=share)
+        options = self._options_of("prune", PruneOptions, model=self._source, output=folder, **{self._budget: share})
         try:
             run_prune(options, self._progress)
         except (MissedError, UsageError) as error:
-            log.info("%g of the MACs can't be had: %s", share, error)
+            log.info("%g of the %s can't be had: %s", share, SHOWN[self._budget], error)
             return None
         accuracy, seconds = recorded_accuracy(folder), self.record.spent - begun
         return self.record.add(Tried(share, "cut", accuracy, folder.name, seconds=seconds))
@@ -179,15 +193,35 @@ class _Search:
             return found
         minutes, folder = TRIAL * self._options.minutes, self.folder / f"trained-{share:g}"
         source = self.folder / f"cut-{share:g}"
-        options = self._options_of("distill", DistillOptions, model=source, output=folder, epochs=None, minutes=minutes)
-        run_distill(dataclasses.replace(options, teacher=options.teacher or str(self._source)), self._progress)
+        views = self.views(share)
+        options = self._learning(source, folder, epochs=None, minutes=minutes, views=views)
+        run_distill(options, self._progress)
         return self.record.add(Tried(share, "trained", recorded_accuracy(folder), folder.name, minutes))
+
+    def views(self, share: float) -> int | None:
+        """Of the images, that the trainings of all networks share; None: each epoch has its own."""
+        wanted = self._options_of("distill", DistillOptions)
+        if wanted.views is not None or wanted.mixup or wanted.cutmix:
+            return int(wanted.views) if wanted.views else None
+        if self.record.views is None:
+            options = self._learning(self.folder / f"cut-{share:g}", self.folder / "teacher", views=VIEWS)
+            known = run_ask(options, ASKING * self._seconds, self._progress)
+            self.record.views = known if known >= FEWEST_VIEWS else 0
+            self.record.write()
+        return self.record.views or None
+
+    def _learning(self, source: Path, output: Path, **changes: Any) -> DistillOptions:
+        """The recipe's options of a distillation from the baseline, unless the recipe has another teacher."""
+        options: DistillOptions = self._options_of("distill", DistillOptions, model=source, output=output, **changes)
+        return dataclasses.replace(options, teacher=options.teacher or str(self._source))
 
     def _best_bits(self, share: float) -> int:
         """Of those that keep the accuracy, the bits with the best objective; 8 where none does."""
         source = self.record.find(share, "trained") or self.record.find(share, "cut") or self._cut(share)
         if source is None:
-            raise MissedError(f"The baseline can't be cut to {share:g} of its MACs.", "Give a recipe without a goal.")
+            raise MissedError(
+                f"The baseline can't be cut to {share:g} of its {SHOWN[self._budget]}.", "Give a recipe without a goal."
+            )
         rounded = [found for bits in BITS if (found := self._rounded(source, bits))]
         baseline, *timed = self._timed(rounded)
         reaching = [each for each in timed if each.accuracy >= self.target]
@@ -196,9 +230,9 @@ class _Search:
 
     def _rounded(self, source: Tried, bits: int) -> Tried | None:
         """None where so few bits make another network of it."""
-        if found := self.record.find(source.macs, "rounded", bits):
+        if found := self.record.find(source.share, "rounded", bits):
             return found
-        folder, begun = self.folder / f"rounded-{source.macs:g}-{bits}", self.record.spent
+        folder, begun = self.folder / f"rounded-{source.share:g}-{bits}", self.record.spent
         model = self.folder / source.folder
         options = self._options_of("quantize", QuantizeOptions, model=model, output=folder, weight_bits=bits)
         try:
@@ -246,3 +280,8 @@ def _figures(tried: Tried) -> Figures:
     assert tried.size is not None
     assert tried.latency is not None
     return Figures(tried.size, tried.latency, tried.accuracy)
+
+
+def _was_trained_here(folder: Path) -> bool:
+    """Whether slimkit trained the model, and so kept the held-out images from it."""
+    return any(detail["stage"] == "train" and detail["steps"] for detail in read_architecture(folder).training_details)
