@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import small_classifier
 from PIL import Image
 
 from slimkit.cli.app import main
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.data import check_dataset, open_dataset
 from slimkit.core.errors import DataError
-from slimkit.core.options import TrainOptions
-from slimkit.core.stages import run_train
+from slimkit.core.folder import write_folder
+from slimkit.core.options import PruneOptions, QuantizeOptions, TrainOptions
+from slimkit.core.stages import run_prune, run_quantize, run_train
 
 
 @pytest.fixture
@@ -134,3 +136,17 @@ def test_the_command_in_each_form(folder: Path, capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert len(json.loads(out)["flaws"]) == 1
     assert "1 thing is wrong with set" in err
+
+
+def test_what_looks_at_few_images_leaves_out_what_can_not_be_read(
+    image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(small_classifier(), tmp_path / "model")
+    broken = [image_folder / "train" / "bee" / f"{number}.png" for number in range(6)]
+    for file in broken:
+        file.write_bytes(b"")
+    common = {"model": str(tmp_path / "model"), "data": str(image_folder)}
+    run_prune(PruneOptions(**common, output=tmp_path / "cut", params=0.8, round_to="none"))
+    run_quantize(QuantizeOptions(**common, output=tmp_path / "int8", min_agreement=0))
+    for file in broken:
+        assert caplog.text.count(f"bee/{file.name} is not a readable image: it is empty") == 2  # once by each

@@ -146,6 +146,8 @@ def test_a_wide_cut_is_the_centre_of_what_covers_it() -> None:
         (np.array([{}, {}]), "not a readable array"),
         (np.zeros((0, 4, 13), np.uint8), "no array"),
         (np.full((4, 4, 13), np.nan, np.float32), "not finite"),
+        (np.full((4, 4, 13), 255.0, np.float32), "from 255 to 255, where 0 to 1 is wanted"),
+        (np.full((4, 4, 13), -2.1, np.float64), "from -2.1 to -2.1, where 0 to 1 is wanted"),
     ],
 )
 def test_odd_arrays_are_refused_by_name(values: np.ndarray, reason: str, tmp_path: Path) -> None:

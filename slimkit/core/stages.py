@@ -79,6 +79,7 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     _require_labels(data, options)
+    data = data.without_unreadable(progress, few=not options.finetune_epochs)
     pruned = prune_to_budget(classifier, data, options, finetuner(classifier, data, options, progress), progress)
     if pruned.result.report.shortfall:
         log.warning(pruned.result.report.shortfall)
@@ -162,6 +163,7 @@ def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> Stage
     classifier, data = open_model_and_data(options, progress=progress)
     _require_float(classifier)
     _require_labels(data, options)
+    data = data.without_unreadable(progress, few=not options.qat_epochs)
     made = quantize_for(classifier, data, options, progress)
     known = made.fidelity.figures()
     result = _write(made.classifier, classifier, data, options, progress, made.notes, known)

@@ -62,6 +62,7 @@ EXPANSION = {
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 IMAGE_SUFFIXES |= {".pnm", ".pbm"}
 ARRAY_SUFFIX = ".npy"  # an image of any number of channels, as NumPy saves it
+BETWEEN_0_AND_1 = (-0.5, 2.0)  # what floating-point numbers from 0 to 1 never leave, noise and glare included
 ORIENTATION = 0x0112  # among the tags of EXIF
 LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how Pillow reads the other byte of each value
 DEEP_COLOUR = {*LOW_BYTES, "LA;16B"}
@@ -408,6 +409,11 @@ def decode_array(file: str | Path | IO[bytes], channels: int, name: str | None =
         raise ValueError(f"{name or file} holds no array of unsigned integers or floating-point numbers")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError(f"{name or file} has values that are not finite")
+    if values.dtype.kind == "f" and not BETWEEN_0_AND_1[0] <= values.min() <= values.max() <= BETWEEN_0_AND_1[1]:
+        raise ValueError(
+            f"{name or file} has floating-point numbers from {values.min():.3g} to {values.max():.3g}, where 0 to 1 is "
+            "wanted: divide them by what is white, or save them as uint8 or uint16"
+        )
     if values.ndim == 2:
         values = values[None]
     elif values.ndim == 3 and values.shape[2] == channels:

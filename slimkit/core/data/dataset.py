@@ -60,14 +60,14 @@ class ImageSet:
         }
         return dataclasses.replace(other, splits=same)
 
-    def without_unreadable(self, progress: Progress = silent) -> ImageSet:
+    def without_unreadable(self, progress: Progress = silent, *, few: bool = False) -> ImageSet:
         """The same without the training and the held-out images that can't be read: each of them is named in the log.
 
-        Training images that are streamed are named when their turn comes.
+        Training images that are streamed are named when their turn comes, and all where but a `few` will be looked at.
         """
         splits = dict(self.splits)
         for name in [name for name in ("train", "holdout") if name in splits]:
-            images, is_later = splits[name], name == "train" and not splits[name].store.is_held
+            images, is_later = splits[name], name == "train" and (few or not splits[name].store.is_held)
             splits[name] = images.leaving_out() if is_later else images.readable(progress)
         return dataclasses.replace(self, splits=splits)
 
