@@ -15,6 +15,7 @@ from torch import nn
 from torch.jit import _recursive
 
 from slimkit.core.architecture import Architecture, Preprocessing
+from slimkit.core.benchmark import turns
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.graph import capture
 from slimkit.core.models import lineage
@@ -55,6 +56,14 @@ def fixed_threads() -> Iterator[None]:
     """As many threads however busy the machine is: what commands say of a load is no part of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_turns() -> Iterator[None]:
+    """Benchmarks keep their schedule, but end soon: how precise their figures get is no part of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "TURN", 5.0)
         yield
 
 
