@@ -15,7 +15,7 @@ from torch import nn
 from torch.jit import _recursive
 
 from slimkit.core.architecture import Architecture, Preprocessing
-from slimkit.core.compat import import_torchvision
+from slimkit.core.benchmark import turns
 from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.graph import capture
 from slimkit.core.models import lineage
@@ -56,6 +56,14 @@ def fixed_threads() -> Iterator[None]:
     """As many threads however busy the machine is: what commands say of a load is no part of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_turns() -> Iterator[None]:
+    """Benchmarks keep their schedule, but end soon: how precise their figures get is no part of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "TURN", 5.0)
         yield
 
 
@@ -125,13 +133,6 @@ def unsettled(module: nn.Module) -> nn.Module:
 def grouping_of(module: nn.Module, input_shape: tuple[int, ...]) -> Grouping:
     """What can be cut of a network."""
     return find_groups(capture(module, input_shape))
-
-
-def torchvision_network(name: str) -> nn.Module:
-    """One of 10 classes, `unsettled`."""
-    torch.manual_seed(0)
-    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return unsettled(import_torchvision().models.get_model(name, weights=None, num_classes=10, **quick))
 
 
 def user_networks() -> list[type[nn.Module]]:

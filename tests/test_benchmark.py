@@ -39,7 +39,7 @@ from slimkit.core.quantization import quantize
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("ant", "bee", "cat")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
-QUICK: dict[str, Any] = {"restarts": 0, "min_seconds": 0.1}
+QUICK: dict[str, Any] = {"restarts": 0, "min_seconds": 0.02}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def family(tmp_path: Path) -> Path:
 
 def test_a_model_is_timed_beside_its_baseline_and_in_onnx_runtime(family: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "benchmark.json"
-    options = BenchmarkOptions(model=str(family), batch_size=2, output=output, restarts=1, min_seconds=0.1, plot=True)
+    options = BenchmarkOptions(model=str(family), batch_size=2, output=output, restarts=1, min_seconds=0.02, plot=True)
     report = run_benchmark(options)
     results = json.loads(output.read_text())
     assert results == report.to_dict()
@@ -295,7 +295,7 @@ def test_the_older_flag_says_which_backends(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "benchmark.json"
-    flags = ["--restarts", "0", "--min-seconds", "0.1", "--threads", "1", "-o", str(output), "--json"]
+    flags = ["--restarts", "0", "--min-seconds", "0.02", "--threads", "1", "-o", str(output), "--json"]
     assert main(["benchmark", str(model_folder), "--no-onnx", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [each["backend"] for each in report["candidates"]] == ["torch"]

@@ -14,7 +14,6 @@ from test_hostile_strangers import model
 from test_strangers import needs_walls, submission
 
 from slimkit.core import run_benchmark
-from slimkit.core.benchmark import turns
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.options import BenchmarkOptions
@@ -27,7 +26,7 @@ from slimkit.core.strangers.stated import stated_size
 from slimkit.core.strangers.watch import computed_seconds
 
 pytestmark = needs_walls
-QUICK = {"restarts": 0, "min_seconds": 0.1, "backend": ("torch",), "threads": 1}
+QUICK = {"restarts": 0, "min_seconds": 0.02, "backend": ("torch",), "threads": 1}
 
 
 def pooling(file: Path) -> Path:
@@ -43,8 +42,7 @@ def pooling(file: Path) -> Path:
     return file
 
 
-def test_a_stranger_takes_turns_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "TURN", 5.0)
+def test_a_stranger_takes_turns_with_ours(tmp_path: Path) -> None:
     theirs = pooling(tmp_path / "model.onnx")
     own = write_folder(small_classifier(("ant", "bee", "cat")), tmp_path / "own").folder
     output = tmp_path / "benchmark.json"

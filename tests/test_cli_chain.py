@@ -31,7 +31,7 @@ EXTRA = {
     # so long that BatchNorm's statistics are those of the data; int8 would amplify wrong ones
     "train": ["slimresnet18", "--width", "8", "--epochs", "12", *SMALL, "--data", "images", "--image-size", "64"],
     "distill": ["--epochs", "4", *SMALL],
-    "benchmark": ["--restarts", "0", "--min-seconds", "0.1", "--backend", "torch"],
+    "benchmark": ["--restarts", "0", "--min-seconds", "0.02", "--backend", "torch"],
     "score": ["--runs", "3"],
 }
 

@@ -144,12 +144,12 @@ def test_the_trace_gives_the_answers_of_the_single_layers(scheme: str) -> None:
     for batch in (images(5), torch.nn.functional.interpolate(images(2), scale_factor=2.0)):
         alone = torch.cat([network._run(arithmetic, image) for image in batch.split(1)])
         assert torch.equal(network(batch), alone)
-        assert "_run" not in repr(network._traced[batch.shape[1:]])  # or it would be compared to itself
+        assert isinstance(network._ready[batch.shape[1:]].traced, torch.jit.ScriptModule)  # or it is compared to itself
 
 
 def test_images_of_many_sizes_come_in_turn() -> None:
     network = network_in("dynamic")
-    sizes = [24 + 4 * step for step in range(standalone.MOST_TRACES + 2)]
+    sizes = [24 + 4 * step for step in range(standalone.MOST_SIZES + 2)]
     batches = [torch.nn.functional.interpolate(images(1), size=(size, size)) for size in sizes]
     first = [network(batch) for batch in batches]
     assert all(torch.equal(network(batch), logits) for batch, logits in zip(batches, first, strict=True))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_classifier, torchvision_network
+from conftest import small_classifier
+from families import FAMILIES, family
 from torch import Tensor
 
 from slimkit.core.folder import Classifier, read_folder, write_folder
@@ -21,8 +22,8 @@ def images(count: int, seed: int) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def family(name: str) -> Classifier:
-    module = torchvision_network(name)
+def classifier_of(name: str) -> Classifier:
+    module = family(name)
     architecture = dataclasses.replace(
         small_classifier().architecture,
         base={"name": name},
@@ -34,15 +35,9 @@ def family(name: str) -> Classifier:
     return Classifier(module, architecture)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "mobilenet_v2"),
-        *("mobilenet_v3_large", "densenet121", "efficientnet_b0", "regnet_y_400mf", "squeezenet1_1"),
-    ],
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_layer_is_int8_and_the_answers_stay_close(name: str, tmp_path: Path) -> None:
-    classifier, batch = family(name), images(8, seed=2)
+    classifier, batch = classifier_of(name), images(8, seed=2)
     with torch.no_grad():
         wanted = classifier.module(batch)
     for scheme in ("static", "dynamic"):

@@ -65,7 +65,7 @@ CALLS: dict[str, Callable[..., object]] = {
     "export": lambda base, rest: run_export(ExportOptions(model=base, **rest)),
     "score": lambda base, rest: run_score(ScoreOptions(model=base, runs=2, **rest)),
     "benchmark": lambda base, rest: run_benchmark(
-        BenchmarkOptions(model=base, backend=("torch",), restarts=0, min_seconds=0.1, **rest)
+        BenchmarkOptions(model=base, backend=("torch",), restarts=0, min_seconds=0.02, **rest)
     ),
     "read": lambda base, rest: read_folder(Path(base)),
     "load": lambda base, rest: load_model(base),

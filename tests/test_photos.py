@@ -42,7 +42,7 @@ def test_a_network_is_cut_and_quantized_on_photos_alone(folder: Path) -> None:
             "--restarts",
             "0",
             "--min-seconds",
-            "0.1",
+            "0.02",
             "--backend",
             "torch",
         ),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import grouping_of, small_classifier
+from families import family
 from torch import Tensor, nn
 
-from slimkit.core.compat import import_torchvision
 from slimkit.core.errors import ModelError
 from slimkit.core.graph import Graph, capture
 from slimkit.core.graph.lockstep import Lockstep
@@ -167,10 +167,9 @@ def test_a_residual_network_cut_in_half_is_repaired_better_than_by_batch_norm() 
     assert error(module, solved, images(16)[0]) < 0.3 * error(module, plain, images(16)[0])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "densenet121", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["mobilenet_v3", "densenet", "squeezenet"])
 def test_other_families_are_repaired(name: str) -> None:
-    torch.manual_seed(0)
-    module = import_torchvision().models.get_model(name, weights=None, num_classes=10).eval()
+    module = family(name)
     batches = images(4, side=32)
     recalibrate(module, batches)
     made = half_of(module, side=32)

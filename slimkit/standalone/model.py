@@ -1362,7 +1362,19 @@ CALLS: dict[str, _Call] = {
 
 # ---- int8 networks ----
 
-MOST_TRACES = 8  # image sizes that a network is kept ready for: each has weights of its own
+MOST_SIZES = 8  # image sizes that a network is kept ready for: each has weights of its own
+FEW_IMAGES = 8  # of so many a service wants the answer soon, again and again: they are traced at once,
+MANY_CALLS = 3  # more images, which take long by themselves, when they come for this time
+
+
+class _Ready:
+    """What an int8 network keeps for images of one shape."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        """weights: packed for such images."""
+        self.weights = weights
+        self.calls = 0
+        self.traced: nn.Module | None = None
 
 
 class Int8Network(nn.Module):
@@ -1392,7 +1404,7 @@ class Int8Network(nn.Module):
             known.add(name)
         _check_residuals(self._steps)
         self._is_dynamic = any(step.layer.is_dynamic for step in self._steps)
-        self._traced: dict[torch.Size, Callable[[Tensor], Tensor]] = {}  # by the shape of an image
+        self._ready: dict[torch.Size, _Ready] = {}  # by the shape of an image
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -1404,37 +1416,41 @@ class Int8Network(nn.Module):
         if not isinstance(arithmetic, Int8Kernels):
             with torch.autocast(x.device.type, enabled=False):  # its half precision can't hold the integer sums
                 return self._run(arithmetic, x)
-        shape = x.shape[1:]
         if not len(x):
             return self._run(FloatArithmetic(), x)
-        if shape not in self._traced:
-            if len(self._traced) == MOST_TRACES:
-                del self._traced[next(iter(self._traced))]
-            self._traced[shape] = self._trace(arithmetic, x[:1])
-        run = self._traced[shape]
+        ready = self._ready_for(arithmetic, x)
+        run = ready.traced or _Traceable(self, arithmetic)
         # Image by image where ranges are taken per image: a kernel knows one range for all of its batch.
-        return torch.cat([run(image) for image in torch.split(x, 1)]) if self._is_dynamic else run(x)
+        parts = torch.split(x, 1) if self._is_dynamic else (x,)
+        return torch.cat([run(part, *ready.weights) for part in parts])
 
-    def _trace(self, arithmetic: Int8Kernels, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def _ready_for(self, arithmetic: Int8Kernels, x: Tensor) -> _Ready:
+        """What is kept for images of the shape of `x`, traced where that pays."""
+        shape = x.shape[1:]
+        if shape not in self._ready:
+            if len(self._ready) == MOST_SIZES:
+                del self._ready[next(iter(self._ready))]
+            self._ready[shape] = _Ready(_Traceable(self, arithmetic).pack_weights(x[:1]))
+        ready = self._ready[shape]
+        ready.calls += 1
+        if ready.traced is None and (len(x) <= FEW_IMAGES or ready.calls == MANY_CALLS):
+            ready.traced = self._trace(arithmetic, x[:1], ready.weights)
+        return ready
+
+    def _trace(self, arithmetic: Int8Kernels, x: Tensor, weights: list[Tensor]) -> nn.Module:
         """`_run` for images of the shape of `x`, as one call: Python takes a third of the time of a small network.
 
-        Where TorchScript can't have all of it, or has not the same answers, it is `_run` itself.
+        Where TorchScript can't have all of it, or has not the same answers, it stays layer by layer.
         """
-        run = functools.partial(self._run, arithmetic)
         body = _Traceable(self, arithmetic).eval()
-        body.drop_opaque_weights()
-        with _onednn_engine():
-            run(x)  # so that the weights are packed
         with warnings.catch_warnings(), contextlib.suppress(AttributeError, RuntimeError):
             warnings.simplefilter("ignore")  # that what is constant for images of this shape becomes a constant
-            weights = body.opaque_weights()
             traced = torch.jit.trace(body, (x, *weights), check_trace=False)  # type: ignore[no-untyped-call]
             traced = torch.jit.freeze(traced, optimize_numerics=False)
-            body.set_opaque_weights(weights)
             other = x.flip(-1) if self._is_dynamic else torch.cat([x, x.flip(-1)])
-            if torch.equal(traced(other, *weights), run(other)):
-                return lambda x: traced(x, *weights)
-        return run
+            if torch.equal(traced(other, *weights), body(other, *weights)):
+                return traced  # type: ignore[no-any-return]
+        return body
 
     def _run(self, arithmetic: FloatArithmetic, x: Tensor) -> Tensor:
         values: dict[str, Any] = {"input": x}
@@ -1455,16 +1471,16 @@ class Int8Network(nn.Module):
         return most
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._traced = {}
+        self._ready = {}
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what belongs to this process alone."""
-        return {**self.__dict__, "_traced": {}}
+        return {**self.__dict__, "_ready": {}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Network:
         """Move, but keep every dtype: half precision has no room for scales."""
-        self._traced = {}
+        self._ready = {}
         return super()._apply(lambda t: t.to(fn(t).device), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -1476,29 +1492,24 @@ class _Traceable(nn.Module):
         self.network = network
         self.arithmetic = arithmetic
 
-    def opaque_weights(self) -> list[Tensor]:
-        """In the order of the layers."""
+    def pack_weights(self, x: Tensor) -> list[Tensor]:
+        """Those for images of the shape of `x`: in a layout for another size some take 100 times as long."""
+        for layer in self._opaque_layers():
+            layer.packed = None
+        with _onednn_engine():
+            self.network._run(self.arithmetic, x)
         return [weight for layer in self._opaque_layers() for weight in layer.packed.weights]
 
-    def set_opaque_weights(self, weights: Sequence[Tensor]) -> None:
-        """The reverse of `opaque_weights`."""
+    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
+        """As the network does; weights: in the order of the layers."""
         given = iter(weights)
         for layer in self._opaque_layers():
             layer.packed = layer.packed._replace(weights=[next(given) for _ in layer.packed.weights])
-
-    def drop_opaque_weights(self) -> None:
-        """Have them packed anew for the next image: in a layout for another size some take 100 times as long."""
-        for layer in self._opaque_layers():
-            layer.packed = None
+        return self.network._run(self.arithmetic, x)
 
     def _opaque_layers(self) -> list[Int8Layer]:
         layers = [step.layer for step in self.network._steps]
         return [layer for layer in layers if isinstance(layer.packed, _Packed)]
-
-    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
-        """As the network does."""
-        self.set_opaque_weights(weights)
-        return self.network._run(self.arithmetic, x)
 
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ class _Column:
     symbols: Tensor  # uint8 [rows]
     table: Table
 
-    @property
+    @functools.cached_property
     def bits(self) -> float:
         return self.table.bits(torch.bincount(self.symbols, minlength=256))
 

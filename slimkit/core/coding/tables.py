@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +27,13 @@ class Table:
 
     def bits(self, counts: Tensor) -> float:
         """What it takes to code each byte as often as `counts` [256] says, and the table itself."""
-        each = PRECISION - self.frequencies.double().log2()  # infinite where a byte never comes
-        return float((each * counts)[counts > 0].sum()) + 8 * len(self.stored)
+        return float((_bits_of_each(self.levels) * counts)[counts > 0].sum()) + 8 * len(self.stored)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bits_of_each(levels: bytes) -> Tensor:
+    """What each of the 256 bytes takes, float64; infinite where one never comes."""
+    return PRECISION - frequencies_of(levels).double().log2()
 
 
 FLAT = Table(EVEN, UNIFORM)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slimkit.core.errors import ModelError, first_line
 from slimkit.core.graph.node import IMAGE, Graph
+from slimkit.core.measure.macs import skipping_norms
 from slimkit.standalone.model import GraphNetwork
 
 Shapes = Mapping[str, torch.Size]  # of each node's value, and of IMAGE
@@ -36,7 +37,7 @@ def value_shapes(graph: Graph, image_shape: Sequence[int]) -> Shapes:
 def _run(graph: Graph, tensors: Mapping[str, Tensor], images: Tensor) -> Shapes:
     values, shapes = {IMAGE: images}, {IMAGE: images.shape}
     network = GraphNetwork([node.to_json() for node in graph.nodes], tensors).eval()
-    with torch.no_grad():
+    with torch.no_grad(), skipping_norms(network):
         for step in network.steps:
             step.run(values, images.shape)
             shapes[step.name] = values[step.name].shape

@@ -134,7 +134,7 @@ class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
 def _pass_without_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
     tensors = {name: value.to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
     image = _first_parameter(module).new_zeros(1, *input_shape, device="meta")
-    with _skipping_norms(module):
+    with skipping_norms(module):
         return torch.func.functional_call(module, tensors, (image,))
 
 
@@ -149,7 +149,7 @@ def _pass_with_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
 
 
 @contextmanager
-def _skipping_norms(module: nn.Module) -> Iterator[None]:
+def skipping_norms(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm return what it is given: it changes no shape, and is most of the time of a pass on meta."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and "forward" not in vars(part)]
     for norm in norms:

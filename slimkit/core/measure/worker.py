@@ -77,7 +77,7 @@ class Bench:
             self.time_run()
         samples: list[float] = []
         spent = 0.0
-        gc.collect()
+        gc.collect(1)  # of all that a process holds it can take longer than the turn
         gc.disable()  # a collection in the middle would be charged to one run
         while not enough(len(samples), spent):
             samples.append(self.time_run())

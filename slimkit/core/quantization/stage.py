@@ -112,7 +112,6 @@ class _Maker:
         self._batches = list(self._images(options.calibration_images))
         if options.scheme == "static":
             self._classifier, self.notes = equalize_if_nearer(classifier, self._batches, options.calibration, progress)
-        self._names = list(folded_layers(classifier))
         self._made: dict[frozenset[str], QuantizeResult] = {}
         self._accuracy: float | None = None
 
@@ -147,10 +146,12 @@ class _Maker:
         return CalibrationBatches(self._data.train, self._data.preprocessing, count, self._options.seed)
 
     def _make(self, kept: Collection[str]) -> QuantizeResult:
-        inner = [n for n in self._names[1:-1] if n not in kept]
         bits = self._options.weight_bits
         assert bits != "auto"  # which comes with a size
-        return self._round({} if bits == 8 else dict.fromkeys(inner, Rounding(bits)), kept)
+        if bits == 8:
+            return self._round({}, kept)
+        inner = [name for name in list(folded_layers(self._original))[1:-1] if name not in kept]
+        return self._round(dict.fromkeys(inner, Rounding(bits)), kept)
 
     def _round(self, roundings: Mapping[str, Rounding], kept: Collection[str] = ()) -> QuantizeResult:
         """The int8 classifier with the layers `kept` in float; `roundings` are those of layers of fewer bits than 8."""
