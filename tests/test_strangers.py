@@ -16,6 +16,7 @@ from slimkit.core.errors import MissedError, ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.options import ScoreOptions
 from slimkit.core.scoring.board import WRITERS, run_board
+from slimkit.core.scoring.outside import FROM_OUTSIDE
 from slimkit.core.scoring.run import run_score
 from slimkit.core.strangers import bubblewrap
 from slimkit.core.strangers.convention import Submission, is_foreign, read_submission
@@ -172,6 +173,7 @@ def test_a_board_ranks_the_good_and_lists_the_failures(tmp_path: Path, data: Pat
     wanted = options(tmp_path / "own", data, run_code=True, output=tmp_path / "board.json", others=tuple(names[1:]))
     board = run_board(wanted)
     assert {report.model for report in board.ranked} == set(names[:2])
+    assert all(FROM_OUTSIDE in report.remarks for report in board.ranked)  # like for like
     totals = [report.score.total for report in board.ranked]
     assert totals == sorted(totals, reverse=True)
     assert set(board.failures) == set(names[2:])

@@ -15,6 +15,7 @@ from slimkit.core.measure.size import size_mb
 from slimkit.core.models.resolve import materialize
 from slimkit.core.options import ScoreOptions
 from slimkit.core.progress import Progress
+from slimkit.core.scoring.outside import time_own
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,21 @@ class Alone:
 
 
 def measure_alone(
-    options: ScoreOptions, classifier: Classifier, data: ImageSet, images: Images, progress: Progress
+    options: ScoreOptions,
+    classifier: Classifier,
+    data: ImageSet,
+    images: Images,
+    progress: Progress,
+    *,
+    from_outside: bool,
 ) -> Alone:
-    """Measure `classifier` on the test `images` of `data`."""
+    """Measure `classifier` on the test `images` of `data`. from_outside: time it as a stranger's model is timed."""
     with materialize(classifier) as folder:
-        (latency,) = measure_latencies([Target(folder)], runs=options.runs, threads=options.threads, progress=progress)
+        if from_outside:
+            latency = time_own(folder, images, data.preprocessing, options, progress)
+        else:
+            targets = [Target(folder)]
+            (latency,) = measure_latencies(targets, runs=options.runs, threads=options.threads, progress=progress)
         size = size_of(classifier, folder)
     return Alone(size, latency, accuracy_of(options, classifier, data, images, progress))
 

@@ -7,6 +7,7 @@ import html
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from slimkit.core.errors import MissedError, ModelError, SlimkitError, UsageError
@@ -20,6 +21,7 @@ from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.formula import FIGURES
 from slimkit.core.scoring.report import Baseline, ScoreReport
 from slimkit.core.scoring.run import baseline_figures, given_figures, score_model
+from slimkit.core.strangers.convention import is_foreign
 
 log = logging.getLogger("slimkit")
 
@@ -68,18 +70,22 @@ class Board:
 def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     """Score `options.model` and `options.others` against one baseline, and write the board to `options.output`.
 
-    Its suffix says how: .json, .csv, .md or .html. Raises UsageError for another, and what measuring the baseline
+    Its suffix says how: .json, .csv, .md or .html. Where slimkit did not write one of them, all are timed from outside
+    their processes, as that one has to be. Raises UsageError for another, and what measuring the baseline
     raises; when all is written, MissedError where a sandbox lacked a wall, and ModelError where every model failed.
     """
     if options.output.suffix not in FORMATS:
         raise UsageError(f"{options.output} is no board that can be written.", f"End it in {', '.join(FORMATS)}.")
-    baseline = _measure_baseline(options, progress)
+    models = dict.fromkeys((options.model, *options.others))
+    with_strangers = any(is_foreign(Path(model)) for model in models)
+    baseline = _measure_baseline(options, progress, with_strangers)
     reports: list[ScoreReport] = []
     failures: dict[str, str] = {}
     missed: MissedError | None = None
-    for model in dict.fromkeys((options.model, *options.others)):
+    for model in models:
+        alone = dataclasses.replace(options, model=model, others=())
         try:
-            reports.append(score_model(dataclasses.replace(options, model=model, others=()), baseline, progress)[0])
+            reports.append(score_model(alone, baseline, progress, from_outside=with_strangers)[0])
         except Exception as error:  # whatever one folder does to us, the others are scored
             log.warning("%s", error, exc_info=None if isinstance(error, SlimkitError) else error)
             failures[model] = str(error) or type(error).__name__
@@ -96,7 +102,7 @@ def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     return board
 
 
-def _measure_baseline(options: ScoreOptions, progress: Progress) -> Baseline:
+def _measure_baseline(options: ScoreOptions, progress: Progress, from_outside: bool) -> Baseline:
     """What is given; else the model that `--baseline` names, measured once; else the contest's."""
     given = given_figures(options)
     if options.baseline is None or len(given) == len(FIGURES):
@@ -104,7 +110,7 @@ def _measure_baseline(options: ScoreOptions, progress: Progress) -> Baseline:
     named = options.naming(options.baseline, options.baseline_weights, options.baseline_pretrained)
     classifier, data = open_model_and_data(named, progress=progress)
     images = with_test_images(data, [classifier.architecture]).test
-    measured = measure_alone(options, classifier, data, images, progress)
+    measured = measure_alone(options, classifier, data, images, progress, from_outside=from_outside)
     figures, sources = baseline_figures(given, measured.figures, f"measured: {options.baseline}")
     return Baseline(figures, sources, measured.accuracy, measured.latency)
 

@@ -9,7 +9,6 @@ answered when it does not, and what is answered to an image what is answered to 
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,17 +20,18 @@ from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.baseline import named_baseline
-from slimkit.core.data import Images, ImageSet, epoch_order, evaluation_input, label_map
+from slimkit.core.data import Images, ImageSet, evaluation_input, label_map
 from slimkit.core.errors import ModelError
 from slimkit.core.measure.accuracy import Accuracy, judge
-from slimkit.core.measure.latency import Latency, split_runs, summarize
+from slimkit.core.measure.latency import Latency, summarize
 from slimkit.core.models.classes import read_class_names
 from slimkit.core.models.resolve import DEFAULT_DATA
 from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions
-from slimkit.core.progress import Advance, Progress
+from slimkit.core.progress import Progress
 from slimkit.core.scoring.alone import measure_alone
 from slimkit.core.scoring.measured import Measured, hashes_of
+from slimkit.core.scoring.outside import FROM_OUTSIDE, lookalike, shuffled, time_round_trips
 from slimkit.core.strangers.convention import FREE_BYTES, Submission, printable
 from slimkit.core.strangers.host import Stranger
 from slimkit.core.strangers.opened import opened, read_permitted
@@ -39,7 +39,6 @@ from slimkit.core.strangers.stated import open_data_for_stranger
 from slimkit.core.strangers.watch import computed_seconds
 from slimkit.standalone.model_loader import sides
 
-WARM_UP = 10  # runs that don't count
 SAME_WHEN_TIMED = 0.98  # of the timed images, at least, are answered alike when they are judged
 SAME_TO_LOOKALIKES = 0.9  # of the images, at least, are answered alike with noise
 CORES_MORE = 0.25  # than it has threads, on average: no rounding of the system's clock
@@ -90,17 +89,17 @@ def _time_and_judge(
 ) -> tuple[Latency, float, Accuracy, dict[str, str]]:
     """The latency, the cores that it kept busy then, the accuracy, and the walls around it, of what `run` starts."""
     images, preprocessing = data.test, data.preprocessing
-    timed = _shuffled(len(images))[: options.runs]
+    timed = shuffled(len(images))[: options.runs]
     with run() as stranger, progress("time runs", options.runs) as advance:
         began, before = time.perf_counter(), computed_seconds(stranger.process.pid)
-        in_turn, rounds = _time(stranger, images, preprocessing, timed, options.runs, advance)
+        in_turn, rounds = time_round_trips(stranger, images, preprocessing, timed, options.runs, advance)
         cores = (computed_seconds(stranger.process.pid) - before) / (time.perf_counter() - began)
     with run() as stranger:
         accuracy = judge(
             lambda inputs: _require_classes(stranger.ask(inputs)[0], len(class_names)),
             images,
             preprocessing,
-            _shuffled(len(images)),
+            shuffled(len(images)),
             batch_size=_batch_size(preprocessing),
             label_map=label_map(class_names, data.class_names),
             progress=progress,
@@ -111,7 +110,7 @@ def _time_and_judge(
         _require_same(stranger, "when it is timed", in_turn[:first], expected[:first], SAME_WHEN_TIMED)
         if len(in_turn) > first:
             _require_same(stranger, "when it is timed", in_turn[first:], expected[first:], SAME_TO_LOOKALIKES)
-        looked_at = _shuffled(len(images))[:LOOKALIKES]
+        looked_at = shuffled(len(images))[:LOOKALIKES]
         _require_same(
             stranger,
             "that differ from them by no more than one of 255 shades",
@@ -121,11 +120,6 @@ def _time_and_judge(
         )
     latency = summarize(rounds, batch_size=1, threads=options.threads or torch.get_num_threads())
     return latency, cores, accuracy, stranger.walls
-
-
-def _shuffled(count: int) -> Tensor:
-    """The numbers below `count` in an order that nobody can foretell: int64 [count]."""
-    return epoch_order(count, secrets.randbits(62), epoch=0)
 
 
 def _batch_size(preprocessing: Preprocessing) -> int:
@@ -149,43 +143,8 @@ def _answers_to_lookalikes(stranger: Stranger, images: Images, preprocessing: Pr
     """What is answered to the images at `places` [n] with noise that nobody sees: int64 [n]."""
     given = []
     for pixels, _, _ in images.batches(places, _batch_size(preprocessing)):
-        given.append(stranger.ask(evaluation_input(_lookalike(pixels), preprocessing))[0].argmax(1))
+        given.append(stranger.ask(evaluation_input(lookalike(pixels), preprocessing))[0].argmax(1))
     return torch.cat(given)
-
-
-def _lookalike(pixels: Tensor) -> Tensor:
-    """Pixels 0 … 255 that are up to one higher or lower."""
-    noise = torch.randint(-1, 2, pixels.shape, generator=torch.Generator().manual_seed(secrets.randbits(62)))
-    return (pixels.float() + noise).clamp(0, 255).to(pixels.dtype)
-
-
-def _time(
-    stranger: Stranger,
-    images: Images,
-    preprocessing: Preprocessing,
-    timed: Tensor,
-    runs: int,
-    advance: Advance,
-) -> tuple[Tensor, list[list[float]]]:
-    """The answer in each of `runs` runs [runs] to the `timed` images in turn, and the ms of the runs, in rounds."""
-    pixels = torch.cat([pixels for pixels, _, _ in images.batches(timed, 64)])
-    inputs = evaluation_input(pixels, preprocessing)
-    for i in range(WARM_UP):
-        stranger.ask(torch.rand(1, *inputs.shape[1:], generator=torch.Generator().manual_seed(i)))
-    given: list[int] = []
-    rounds: list[list[float]] = []
-    for share in split_runs(runs):
-        rounds.append([])
-        for _ in range(share):
-            place = len(given) % len(timed)
-            again = len(given) >= len(timed)  # what it has seen becomes another image: an answer kept is of no use
-            one = pixels[place : place + 1]
-            shown = evaluation_input(_lookalike(one), preprocessing) if again else inputs[place : place + 1]
-            logits, took = stranger.ask(shown)
-            given.append(int(logits.argmax(1)))
-            rounds[-1].append(took)
-        advance(share)
-    return torch.tensor(given), rounds
 
 
 def _require_classes(logits: Tensor, classes: int) -> Tensor:
@@ -199,8 +158,8 @@ def _require_classes(logits: Tensor, classes: int) -> Tensor:
 
 def _remarks(submission: Submission) -> tuple[str, ...]:
     remarks = [
-        f"{submission.folder.name} was not written by slimkit: {submission.kind}, timed from outside its process, "
-        "transport of the image included."
+        f"{submission.folder.name} was not written by slimkit: {submission.kind}.",
+        FROM_OUTSIDE,
     ]
     if submission.hidden:
         remarks.append(
@@ -217,9 +176,9 @@ def _remarks_on_cores(cores: float, threads: int) -> tuple[str, ...]:
 
 
 def _with_baseline(measured: Measured, options: ScoreOptions, data: ImageSet, progress: Progress) -> Measured:
-    """With what is measured of the baseline, after the model and not in turn with it."""
+    """With what is measured of the baseline, like for like: after the model, and from outside, too."""
     baseline = named_baseline(options, measured.class_names, data.preprocessing)
-    alone = measure_alone(options, baseline, data, data.test, progress)
+    alone = measure_alone(options, baseline, data, data.test, progress, from_outside=True)
     return dataclasses.replace(
         measured,
         baseline=alone.figures,

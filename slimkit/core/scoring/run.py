@@ -29,6 +29,7 @@ from slimkit.core.scoring.details import write_details
 from slimkit.core.scoring.foreign import measure_stranger
 from slimkit.core.scoring.formula import CONTEST_BASELINE, FIGURES, SHARE_OF_BASELINE, Figures, score
 from slimkit.core.scoring.measured import Measured, hashes_of
+from slimkit.core.scoring.outside import FROM_OUTSIDE, time_own
 from slimkit.core.scoring.report import Baseline, ScoreReport
 from slimkit.core.strangers.convention import is_foreign
 
@@ -50,14 +51,16 @@ def run_score(options: ScoreOptions, progress: Progress = silent) -> ScoreReport
 
 
 def score_model(
-    options: ScoreOptions, known: Baseline | None, progress: Progress
+    options: ScoreOptions, known: Baseline | None, progress: Progress, *, from_outside: bool = False
 ) -> tuple[ScoreReport, tuple[str, ...]]:
     """The score of `options.model`, and the classes of its logits. known: the baseline, where it is measured already.
+
+    from_outside: time it, with a baseline that is known, as a stranger's model is timed.
 
     Raises as `run_score`.
     """
     given = {} if known else given_figures(options)
-    measured = _measure_any(options, given, known, progress)
+    measured = _measure_any(options, given, known, progress, from_outside)
     baseline = known or baseline_of(given, measured)
     minimum = SHARE_OF_BASELINE * baseline.figures.accuracy if options.min_accuracy is None else options.min_accuracy
     own = Figures(measured.size, measured.latency.mean, measured.accuracy.top1)
@@ -84,7 +87,7 @@ def score_model(
 
 
 def _measure_any(
-    options: ScoreOptions, given: Mapping[str, float], known: Baseline | None, progress: Progress
+    options: ScoreOptions, given: Mapping[str, float], known: Baseline | None, progress: Progress, from_outside: bool
 ) -> Measured:
     """The figures of a model of slimkit's or of a stranger's."""
     needs_baseline = known is None and len(given) < len(FIGURES)
@@ -92,7 +95,8 @@ def _measure_any(
         return measure_stranger(options, needs_baseline, progress)
     classifier, data = open_model_and_data(options, progress=progress)
     baseline = open_baseline(options, classifier) if needs_baseline else None
-    return _measure(options, classifier, baseline, data, given, progress)
+    measured = _measure(options, classifier, baseline, data, given, progress)
+    return _timed_from_outside(measured, options, classifier, data, progress) if from_outside else measured
 
 
 def given_figures(options: ScoreOptions) -> dict[str, float]:
@@ -170,3 +174,13 @@ def _measure(
         baseline_latency=timed,
         origin=f"measured: {baseline.folder or options.baseline}" if baseline else None,
     )
+
+
+def _timed_from_outside(
+    measured: Measured, options: ScoreOptions, classifier: Classifier, data: ImageSet, progress: Progress
+) -> Measured:
+    """The same with a latency like that of a stranger's model."""
+    images = with_test_images(data, [classifier.architecture]).test
+    with materialize(classifier) as folder:
+        latency = time_own(folder, images, data.preprocessing, options, progress)
+    return dataclasses.replace(measured, latency=latency, latency_alone=None, remarks=(*measured.remarks, FROM_OUTSIDE))
