@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from slimkit.core.architecture import Preprocessing
-from slimkit.core.data import Images, augment, epoch_order, evaluation_input, open_dataset
+from slimkit.core.data import Images, ImageSet, augment, decoded_once, epoch_order, evaluation_input, open_dataset
 from slimkit.core.data.class_folders import read_tree
 from slimkit.core.data.stores import AHEAD, MemoryStore, StreamStore
 from slimkit.core.data.trees import FolderTree, ZipTree
@@ -248,3 +248,20 @@ def test_augmentation_keeps_brightness_and_stays_near_the_centre() -> None:
 def test_augmented_images_can_have_another_size(noise: Tensor, size: int) -> None:
     result = augment(noise, torch.arange(12), PREPROCESSING, epoch=0, seed=0, flip=True, size=size)
     assert result.shape == (12, 3, size, size)
+
+
+def test_a_chain_decodes_a_set_once(image_folder: Path, tmp_path: Path) -> None:
+    def opened(size: int) -> ImageSet:
+        return open_dataset(str(image_folder), image_size=size)
+
+    with decoded_once():
+        first = opened(24)
+        before = first.train.store.read(torch.arange(3), 3)
+        pixels = next(before)[0].clone()
+        for file in image_folder.rglob("*.png"):  # what was decoded is not read again
+            file.write_bytes(b"")
+        with decoded_once():  # a chain within a chain
+            assert torch.equal(next(opened(24).train.store.read(torch.arange(3), 3))[0], pixels)
+        assert opened(32).preprocessing != first.preprocessing
+        assert opened(24) is not first  # memory holds one set
+    assert opened(24).train.store is not opened(24).train.store

@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,29 @@ def open_dataset(
     """
     collection = find_collection(spec, progress)
     usual = dataclasses.replace(wanted or collection.suggested, **(stated or {}))
-    return _prepared(collection, spec, _preprocessing(usual, image_size, resize))
+    preprocessing, kept = _preprocessing(usual, image_size, resize), _kept.get()
+    if kept and (kept[0].source, kept[0].preprocessing) == (spec, preprocessing):
+        return kept[0]
+    data = _prepared(collection, spec, preprocessing)
+    if kept is not None:
+        kept[:] = [data]
+    return data
+
+
+@contextmanager
+def decoded_once() -> Iterator[None]:
+    """While the block runs, a data set that is opened again in the same preprocessing comes with all that was decoded.
+
+    The last one alone is kept, so that memory holds one set. What changes on the disk meanwhile is not seen.
+    """
+    token = _kept.set([] if _kept.get() is None else _kept.get())
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+_kept: ContextVar[list[ImageSet] | None] = ContextVar("kept", default=None)  # within `decoded_once`: the last one
 
 
 def _prepared(collection: Collection, spec: str, preprocessing: Preprocessing) -> ImageSet:

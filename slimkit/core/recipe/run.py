@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimkit.core.data import decoded_once
 from slimkit.core.errors import FolderError, UsageError
 from slimkit.core.folder import read_architecture, sha256_of
 from slimkit.core.htmlreport.page import write_report
@@ -68,6 +69,7 @@ def run_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = sile
     return dataclasses.replace(_report(recipe), page=_write_page(recipe, state, force))
 
 
+@decoded_once()
 def run_stages(
     recipe: Recipe,
     names: Sequence[str],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slimkit.core.checks import parse_min_accuracy
+from slimkit.core.data import decoded_once
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import read_architecture, recorded_accuracy, weights_file
@@ -83,6 +84,7 @@ def search_recipe(recipe: Recipe, *, force: bool = False, progress: Progress = s
     return Found(chosen, choice, found, search.baseline, search.target, picture)
 
 
+@decoded_once()
 def run_goal(recipe: Recipe, *, force: bool = False, progress: Progress = silent) -> tuple[Found, CompressReport]:
     """Search for the recipe's goal, and run the recipe that was found. Raises as `search_recipe` and `run_recipe`."""
     found = search_recipe(recipe, force=force, progress=progress)

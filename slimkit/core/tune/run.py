@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from slimkit.core.data import decoded_once
 from slimkit.core.errors import FolderError, MissedError, SlimkitError, first_line
 from slimkit.core.files import require_folder, write_atomically
 from slimkit.core.folder import recorded_accuracy, weights_file
@@ -47,6 +48,7 @@ class TuneReport:
         return {"best": [trial.number for trial in self.best], "trials": [asdict(trial) for trial in self.trials]}
 
 
+@decoded_once()
 def run_tune(
     settings: Mapping[str, Any],
     output: Path,
