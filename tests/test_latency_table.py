@@ -1,6 +1,7 @@
 """Layers timed on this CPU, and a network's latency told from them. No time itself is asserted."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,9 @@ def fill_cache(cache: Path, layers: dict[str, TimedLayer]) -> None:
 def test_the_prediction_is_the_sum_of_the_layers_at_their_widths(cache: Path) -> None:
     module = network()
     shapes = Shapes(grouping_of(module, (3, 16, 16)), (3, 16, 16))
-    LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
+    LatencyTable(module, shapes, (3, 16, 16), partial(time_layers, runtime="fp32", threads=1))
     fill_cache(cache, timed_layers(module, (3, 16, 16)))
-    table = LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
+    table = LatencyTable(module, shapes, (3, 16, 16), partial(time_layers, runtime="fp32", threads=1))
     assert shapes.full == (32, 64)
     for first, second in ((32, 64), (16, 32), (24, 48), (20, 64)):
         # in, depthwise, out, classifier: bilinear in the widths, so interpolation is exact
@@ -92,12 +93,12 @@ def test_the_prediction_is_the_sum_of_the_layers_at_their_widths(cache: Path) ->
 def test_more_channels_are_never_predicted_to_be_faster(cache: Path) -> None:
     module = network()
     shapes = Shapes(grouping_of(module, (3, 16, 16)), (3, 16, 16))
-    LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
+    LatencyTable(module, shapes, (3, 16, 16), partial(time_layers, runtime="fp32", threads=1))
     (file,) = cache.iterdir()
     known = json.loads(file.read_text())
     noise = torch.rand(len(known), generator=torch.Generator().manual_seed(0)).tolist()
     file.write_text(json.dumps(dict(zip(known, noise, strict=True))))
-    table = LatencyTable(module, shapes, (3, 16, 16), "fp32", threads=1)
+    table = LatencyTable(module, shapes, (3, 16, 16), partial(time_layers, runtime="fp32", threads=1))
     # the depthwise layer is timed along its one width, the others over both: all of them grow
     times = [table.ms((32, width)) for width in range(1, 65)]
     assert times == sorted(times)

@@ -59,6 +59,11 @@ FIGURES = (
     layer_times=typer.Option(
         "--layer-times", help="Compare nothing: time each layer by itself, in torch, and write the table as JSON."
     ),
+    widths=typer.Option(
+        "--widths",
+        help="With --layer-times: time all widths that pruning may give the layers, too, so that the file describes "
+        "this machine to `slimkit prune --latency --target-machine` on another.",
+    ),
 )
 def benchmark(options: BenchmarkOptions, output: Output) -> None:
     """Time models beside a baseline, in turn, each in a process of its own: the ratios first, then the times.

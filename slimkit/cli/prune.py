@@ -43,6 +43,12 @@ COMPARED = (("parameters", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), 
         help="Median time of a batch on this CPU, as 4ms; see --threads, --batch-size, --target.",
         rich_help_panel=BUDGET,
     ),
+    target_machine=typer.Option(
+        "--target-machine",
+        metavar="FILE.json",
+        help="The machine that --latency is for, as `slimkit benchmark --layer-times --widths` described it there.",
+        rich_help_panel=BUDGET,
+    ),
     max_drop=typer.Option(
         "--max-drop",
         metavar="POINTS",

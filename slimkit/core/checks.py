@@ -11,6 +11,7 @@ from slimkit.core.bytes import parse_bytes
 from slimkit.core.errors import UsageError
 from slimkit.core.options import (
     WEIGHT_BITS,
+    BenchmarkOptions,
     DistillOptions,
     GoalOptions,
     ModelOptions,
@@ -126,6 +127,9 @@ def check_options(options: Any, source: str | None = None) -> None:
         _check_distill(options)
     elif isinstance(options, QuantizeOptions):
         _check_quantize(options)
+    elif isinstance(options, BenchmarkOptions):
+        if options.widths and not options.layer_times:
+            raise UsageError("--widths are those of layers that are timed.", "Give --layer-times, too.")
     elif isinstance(options, ScoreOptions):
         _check_score(options)
     elif isinstance(options, GoalOptions):
@@ -197,6 +201,8 @@ def _check_prune(options: PruneOptions) -> None:
             "--use-sensitivity says which groups lose how much, and so does --rate.",
             "Give --macs, --params, --latency or --max-drop as the budget.",
         )
+    if options.target_machine is not None and options.latency is None:
+        raise UsageError("--target-machine is for a --latency, which is not given.", "Give one, such as --latency 4ms.")
     if not _is_round_to(options.round_to):
         raise UsageError(f"--round-to {options.round_to} is no multiple.", "Give auto, none, or a number such as 16.")
     if options.latency is not None:

@@ -129,6 +129,7 @@ class PruneOptions(ModelOptions):
     params: float | None = None  # up to 1: the share to keep; else a number
     latency: str | None = None  # of a batch on this CPU, with a unit: 4ms
     max_drop: float | None = None  # points of top-1 accuracy on held-out training images
+    target_machine: Path | None = None  # the file of another one, which the latency is for; see pruning/cost/machine.py
     target: Target = "fp32"  # what the latency is measured in, and widths are rounded for
     batch_size: int = 1  # of the latency
     steps: int = (
@@ -237,6 +238,7 @@ class BenchmarkOptions(ModelOptions, SandboxOptions):
     streams: int = 1  # processes side by side, whose throughput is measured, too
     plot: bool = False
     layer_times: bool = False  # no comparison: how long each layer of the models takes by itself
+    widths: bool = False  # with that: at all widths that pruning may give it, for `PruneOptions.target_machine`
     output: Path = Path("benchmark.json")
 
     @property

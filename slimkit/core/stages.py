@@ -83,7 +83,7 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
     pruned = prune_to_budget(classifier, data, options, finetuner(classifier, data, options, progress), progress)
     if pruned.result.report.shortfall:
         log.warning(pruned.result.report.shortfall)
-    made, notes = pruned.result.classifier, pruned.result.notes
+    made, notes = pruned.result.classifier, pruned.notes
     return _write(made, classifier, data, options, progress, notes, pruned.figures)
 
 

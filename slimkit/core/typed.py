@@ -106,6 +106,8 @@ def _parse(hint: Any, value: object, source: str) -> Any:
         if not isinstance(value, list | tuple):
             raise _wrong(source, "a list", value)
         return tuple(_parse(args[0], item, f"{source}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping and isinstance(value, Mapping):
+        return {name: _parse(args[1], item, f"{source}: {name}") for name, item in value.items()}
     if origin is Literal:
         if value not in args:
             raise _wrong(source, "one of " + ", ".join(map(str, args)), value)

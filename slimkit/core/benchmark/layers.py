@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from slimkit.core.architecture import Layer
+from slimkit.core.benchmark.machine import describe_machine
 from slimkit.core.benchmark.models import open_own
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
@@ -23,6 +24,7 @@ from slimkit.core.models.lineage import weights_sha256
 from slimkit.core.options import BenchmarkOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.cost.latency_table import timed_layers
+from slimkit.core.pruning.cost.machine import Machine
 from slimkit.core.run import checked
 from slimkit.core.strangers.convention import is_foreign
 from slimkit.standalone.model import Codes, Int8Network
@@ -70,15 +72,16 @@ class LayerReport:
     """What `slimkit benchmark --layer-times` found out."""
 
     models: tuple[ModelLayers, ...]
+    machine: Machine | None  # this one, by all widths of the layers, where that was asked for
     threads: int
     batch_size: int
     environment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the JSON file."""
-        return {"layer_times": [each.to_dict() for each in self.models]} | {
-            name: getattr(self, name) for name in ("threads", "batch_size", "environment")
-        }
+        described = {name: getattr(self, name) for name in ("threads", "batch_size", "environment")}
+        machine = {"machine": dataclasses.asdict(self.machine)} if self.machine else {}
+        return {"layer_times": [each.to_dict() for each in self.models]} | described | machine
 
 
 @checked
@@ -87,7 +90,7 @@ def run_layer_times(options: BenchmarkOptions, progress: Progress = silent) -> L
 
     Raises UsageError for a model that slimkit did not write, and what reading the models and `time_layers` raise.
     """
-    models = []
+    models, classifiers = [], []
     for name in dict.fromkeys((options.model, *options.others)):
         if is_foreign(Path(name)):
             raise UsageError(
@@ -96,8 +99,12 @@ def run_layer_times(options: BenchmarkOptions, progress: Progress = silent) -> L
             )
         classifier, _ = open_own(options if name == options.model else options.naming(name, None), progress)
         sha256 = weights_sha256(classifier.folder) if classifier.folder else None
+        if options.widths and classifier.architecture.is_quantized:
+            raise UsageError(f"{name} is int8; what is pruned is a float model.", "Name that one.")
         models.append(ModelLayers(name, sha256, _times(classifier, options.batch_size, progress)))
-    report = LayerReport(tuple(models), torch.get_num_threads(), options.batch_size, describe_environment())
+        classifiers.append(classifier)
+    machine = describe_machine(classifiers, options, progress) if options.widths else None
+    report = LayerReport(tuple(models), machine, torch.get_num_threads(), options.batch_size, describe_environment())
     write_atomically(options.output, json.dumps(report.to_dict(), indent=2) + "\n")
     return report
 

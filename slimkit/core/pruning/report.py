@@ -9,6 +9,7 @@ from torch import nn
 
 from slimkit.core.folder import Classifier
 from slimkit.core.pruning.choose.budgets import Budget
+from slimkit.core.pruning.cost.machine import Machine
 from slimkit.core.pruning.cost.shapes import Cost
 
 FEW_MACS = 2 / 3  # of the share of the channels that was to go; of a convolution's MACs nearly twice as much goes
@@ -101,6 +102,15 @@ class Pruned:
     result: PruneResult
     budget: Budget
     latency: tuple[float, float] | None  # ms before and after, where the budget is one
+    machine: Machine | None = None  # on which the ms are predicted; None: they were measured here
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, a sentence each."""
+        if self.machine is None:
+            return self.result.notes
+        told = f"The latency is that of {self.machine.cpu} with {self.machine.threads} threads, told from the times of"
+        return (*self.result.notes, f"{told} single layers there. It was not measured.")
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -117,6 +127,7 @@ class Pruned:
             "bytes": report.after.bytes,
             "proof_difference": report.difference,
             **latency,
+            **({"latency_machine": self.machine.cpu} if self.machine else {}),
         }
 
 

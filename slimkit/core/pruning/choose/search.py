@@ -14,6 +14,7 @@ from slimkit.core.data import Batches, CalibrationBatches, Images, ImageSet, lab
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
+from slimkit.core.measure.layer_times import TimedLayer, time_layers
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
 from slimkit.core.pruning.channels.groups import Grouping
@@ -33,6 +34,7 @@ from slimkit.core.pruning.choose.importance import score_groups
 from slimkit.core.pruning.choose.narrowing import narrow_down, score_lost
 from slimkit.core.pruning.choose.sensitivity import accuracy_lost, read_sensitivity
 from slimkit.core.pruning.cost.latency_table import LatencyTable
+from slimkit.core.pruning.cost.machine import Machine, read_machine
 from slimkit.core.pruning.cost.shapes import Cost, Shapes, Widths
 from slimkit.core.pruning.cost.timing import time_network
 from slimkit.core.pruning.cost.width_rounding import steps_of
@@ -105,7 +107,8 @@ class Search:
     @cached_property
     def steps(self) -> list[int]:
         """What the width of each group is a multiple of."""
-        return steps_of(self.options.round_to, self.shapes.full, self.options.target)
+        step = self.machine.steps[self.options.target] if self.machine else None
+        return steps_of(self.options.round_to, self.shapes.full, self.options.target, step)
 
     @property
     def scope(self) -> Scope:
@@ -177,16 +180,17 @@ class Search:
 
     def to_latency(self, budget: Budget) -> Pruned:
         """Narrow groups by what they lose for a ms saved, until the whole network, measured, is fast enough."""
-        timings: list[float] = []
+        table, timings = self.latency_table(), list[float]()
 
         def measure(point: Point) -> float:
-            timings.append(self.measure(self._cut(point.widths), SEARCH_RUNS))
+            timings.append(self._ms(table, point.widths) or self.measure(self._cut(point.widths), SEARCH_RUNS))
             return timings[-1]
 
-        table = self.latency_table()
         path = [Point(widths, table.ms(widths)) for widths in self._path(table.ms_saved)]
         point = fit_latency(path, measure, budget.amount)
         pruned = self.finish(budget, self._narrowed(point.widths))
+        if after := self._ms(table, point.widths):
+            return dataclasses.replace(pruned, latency=(timings[0], after), machine=self.machine)
         after = self.measure(pruned.result.classifier, FINAL_RUNS)
         if after > budget.amount:  # a passing load on the machine is no reason to throw the repair away
             after = self.measure(pruned.result.classifier, FINAL_RUNS)
@@ -194,18 +198,30 @@ class Search:
             raise missed("ms", budget.amount, min(timings), timings[0], after)
         return dataclasses.replace(pruned, latency=(timings[0], after))
 
+    @cached_property
+    def machine(self) -> Machine | None:
+        """The one that the network is for; None: this one."""
+        file = self.options.target_machine
+        return read_machine(file, self.options.batch_size) if file else None
+
     def latency_table(self) -> LatencyTable:
-        """Predictions for the target on this CPU."""
+        """Predictions for the target, on the machine that the network is for."""
+        return LatencyTable(self.grouping.graph.network(copy=False), self.shapes, self.input_shape, self._layer_times)
+
+    def _layer_times(self, layers: Sequence[TimedLayer]) -> dict[TimedLayer, float]:
         options = self.options
-        return LatencyTable(
-            self.grouping.graph.network(copy=False),
-            self.shapes,
-            self.input_shape,
-            options.target,
-            threads=options.threads,
-            batch_size=options.batch_size,
-            progress=self.progress,
+        if self.machine:
+            return self.machine.times(layers, options.target)
+        return time_layers(
+            layers, options.target, threads=options.threads, batch_size=options.batch_size, progress=self.progress
         )
+
+    def _ms(self, table: LatencyTable, widths: Widths) -> float | None:
+        """What these widths take on another machine, as is told from its layers; None: that can be measured here."""
+        if self.machine is None:
+            return None
+        uncut = self.machine.network_ms(self.classifier, self.options.target)
+        return uncut * table.ms(widths) / table.ms(self.shapes.full)
 
     def _path(self, saved: Callable[[int, Widths, int], float]) -> tuple[Widths, ...]:
         return narrow_down(self.shapes.full, self.steps, max_rate=self.options.max_rate, lost=self._loss(), saved=saved)

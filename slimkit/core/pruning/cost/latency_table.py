@@ -1,4 +1,4 @@
-"""The latency of a network at given widths, predicted from timings of single layers on this CPU.
+"""The latency of a network at given widths, predicted from timings of single layers.
 
 Layers that differ in nothing but channels share a grid of timings over input and output channels; between its points
 it is interpolated. What lies between layers (sums, pooling, the calls themselves) is not in it: the prediction is
@@ -10,16 +10,15 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimkit.core.measure.layer_times import Runtime, TimedLayer, time_layers
+from slimkit.core.measure.layer_times import TimedLayer
 from slimkit.core.measure.modes import evaluating
-from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.channels.groups import Side
 from slimkit.core.pruning.cost.shapes import LayerShape, Shapes, Widths
 
@@ -36,13 +35,9 @@ class LatencyTable:
         module: nn.Module,
         shapes: Shapes,
         input_shape: Sequence[int],
-        runtime: Runtime,
-        *,
-        threads: int | None = None,
-        batch_size: int = 1,
-        progress: Progress = silent,
+        times: Callable[[Sequence[TimedLayer]], dict[TimedLayer, float]],
     ) -> None:
-        """Time what is not in the cache yet. Raises ModelError where a layer can't be timed."""
+        """times: gives the ms of each layer of the grids, here (`time_layers`) or on another machine."""
         self._shapes = shapes
         self._kinds = {n: layer for n, layer in timed_layers(module, input_shape).items() if n in shapes.layers}
         layers_of: dict[TimedLayer, list[str]] = defaultdict(list)
@@ -55,8 +50,8 @@ class LatencyTable:
             for i in points[kind][0]
             for o in points[kind][1]
         ]
-        times = time_layers(wanted, runtime, threads=threads, batch_size=batch_size, progress=progress)
-        self._grids = {kind: _grid(self._kinds[names[0]], *points[kind], times) for kind, names in layers_of.items()}
+        ms = times(wanted)
+        self._grids = {kind: _grid(self._kinds[names[0]], *points[kind], ms) for kind, names in layers_of.items()}
         self._layer_ms = cache(self._interpolated)
         self._layers_of: dict[int, list[str]] = defaultdict(list)
         for name in self._kinds:

@@ -21,16 +21,18 @@ PARTS = 4  # steps that a group has at least; a narrower one gets a smaller step
 VECTOR = {"AVX512": 16, "AVX2": 8}  # float32 numbers; 4 on others
 
 
-def steps_of(round_to: str, widths: Sequence[int], target: Literal["fp32", "int8"] = "fp32") -> list[int]:
+def steps_of(
+    round_to: str, widths: Sequence[int], target: Literal["fp32", "int8"] = "fp32", step: int | None = None
+) -> list[int]:
     """For each group, of `widths` channels, what its remaining channels are made a multiple of.
 
     round_to: "none" (1), a number, or "auto": the step of this CPU's kernels for `target`, see `kernel_step`, halved
-        for a narrow group until it has PARTS of them. Raises UsageError for anything else.
+        for a narrow group until it has PARTS of them. step: that of another CPU. Raises UsageError for anything else.
     """
     if round_to == "none":
         return [1] * len(widths)
     if round_to == "auto":
-        step = kernel_step(target)
+        step = kernel_step(target) if step is None else step
         return [_part_of(step, width) for width in widths]
     if not round_to.isdecimal() or int(round_to) < 1:
         raise UsageError(f"--round-to {round_to} is no multiple.", "Give auto, none, or a number such as 16.")
