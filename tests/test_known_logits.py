@@ -16,6 +16,7 @@ from slimkit.core.files import cache_folder
 from slimkit.core.folder import write_folder
 from slimkit.core.options import DistillOptions
 from slimkit.core.stages import run_distill
+from slimkit.core.training.precision import autocast, prefers_bfloat16
 from slimkit.core.training.stage import fit_options_of
 from slimkit.core.training.views import Batch, Views
 
@@ -39,9 +40,9 @@ def test_what_is_known_is_what_the_teacher_answers_to_each_view(image_folder: Pa
     for epoch in range(5):
         for batch in views.batches(epoch, torch.arange(len(data.train)), lambda: data.preprocessing.crop):
             assert batch.view == epoch % 2
-            with torch.no_grad():
+            with torch.no_grad(), autocast(batch.inputs, prefers_bfloat16(torch.device("cpu"))):
                 asked = teacher.module(batch.inputs)[:, [2, 0, 1]]
-            torch.testing.assert_close(known(batch), asked, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(known(batch), asked.float(), atol=2e-3, rtol=2e-3)
 
 
 def test_views_differ_and_come_back(image_folder: Path) -> None:
@@ -83,7 +84,7 @@ def test_only_other_views_are_asked_about(image_folder: Path, changes: dict[str,
     data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
 
     def ask(options: DistillOptions) -> None:
-        know_logits(teacher, data, torch.arange(3), fit_options_of(options, 1, 0.001, progressive=False))
+        know_logits(teacher, data, torch.arange(3), fit_options_of(options, 9, 0.001, progressive=False))
 
     options = DistillOptions(device="cpu", views=2)
     ask(options)
@@ -91,6 +92,14 @@ def test_only_other_views_are_asked_about(image_folder: Path, changes: dict[str,
     ask(dataclasses.replace(options, **changes))
     assert before.items() <= kept().items()
     assert len(kept()) == len(before) + asked
+
+
+def test_no_more_views_are_asked_about_than_are_seen(image_folder: Path) -> None:
+    teacher = small_classifier()
+    data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
+    options = fit_options_of(DistillOptions(device="cpu", views=8), 2, 0.001, progressive=False)
+    know_logits(teacher, data, torch.arange(3), options)
+    assert len(kept()) == 2
 
 
 def test_changed_images_are_asked_about_anew(image_folder: Path) -> None:

@@ -219,8 +219,14 @@ def _is_round_to(text: str) -> bool:
 def _check_distill(options: DistillOptions) -> None:
     if options.teacher is None and options.teacher_weights is not None:
         raise UsageError("--teacher-weights are of no teacher.", "Name their network with --teacher, as resnet18.")
-    if options.control and launch().count > 1:
-        raise UsageError("--control is for one process.", "Leave it out under torchrun.")
+    for name in ("control", "views"):
+        if getattr(options, name) and launch().count > 1:
+            raise UsageError(f"--{name} is for one process.", "Leave it out under torchrun.")
+    if options.views and (options.mixup or options.cutmix):
+        raise UsageError(
+            "--views and images that are mixed exclude each other: two that are mixed are hardly ever so again.",
+            "Leave out --views, or --mixup and --cutmix.",
+        )
     if options.method == "dkd" and (options.mixup or options.cutmix):
         raise UsageError(
             "--method dkd sets the right class apart, and mixed images have two.",

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimkit.core.data import Augmentation, ImageSet, augment
-from slimkit.core.errors import UsageError
+from slimkit.core.data import ImageSet, augment
 from slimkit.core.files import cache_folder, write_atomically
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.identity import weights_digest
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.plan import FitOptions
+from slimkit.core.training.precision import autocast, prefers_bfloat16
 from slimkit.core.training.views import Batch
 
 log = logging.getLogger("slimkit")
@@ -56,8 +56,9 @@ def know_logits(
     data: in the teacher's preprocessing; classes: the teacher's index of each class of the student.
     """
     assert options.views is not None
+    seen = options.views if options.minutes else min(options.views, options.epochs)
     digest = _digest(teacher, data)
-    views = tuple(_view(teacher, data, digest, view, options, progress) for view in range(options.views))
+    views = tuple(_view(teacher, data, digest, view, options, progress) for view in range(seen))
     forget_oldest(_folder(), MOST_BYTES)
     return KnownLogits(views, classes)
 
@@ -76,17 +77,6 @@ def ask_about_views(
             return view
         _view(teacher, data, digest, view, options, progress)
     return options.views
-
-
-def require_repeatable(augmentation: Augmentation, processes: int) -> None:
-    """Raise UsageError where images that are seen again need another answer."""
-    if augmentation.mixup or augmentation.cutmix:
-        raise UsageError(
-            "--views and images that are mixed exclude each other: two that are mixed are hardly ever so again.",
-            "Leave out --views, or --mixup and --cutmix.",
-        )
-    if processes > 1:
-        raise UsageError("--views is for a single process.", "Leave it out, or start without torchrun.")
 
 
 def forget_oldest(folder: Path, most: int) -> None:
@@ -119,11 +109,12 @@ def _ask(
 ) -> Logits:
     logits = torch.zeros(shape, dtype=torch.float16)
     seen = partial(augment, epoch=view, seed=options.seed, flip=data.flip, augmentation=options.augmentation)
-    layout = memory_format(teacher.module)
+    layout, bfloat16 = memory_format(teacher.module), prefers_bfloat16(options.device)
     with torch.inference_mode(), progress(f"teacher, view {view + 1}/{options.views}", len(data.train)) as advance:
         for pixels, _, indices in data.train.batches(torch.arange(len(data.train)), BATCH):
             inputs = seen(pixels.to(options.device), indices, data.preprocessing)
-            answers = teacher.module(inputs.contiguous(memory_format=layout))
+            with autocast(inputs, bfloat16):
+                answers = teacher.module(inputs.contiguous(memory_format=layout))
             logits[indices] = answers.float().clamp(-6e4, 6e4).half().cpu()  # float16 holds up to 65504
             advance(len(indices))
     return logits.numpy()

@@ -8,7 +8,7 @@ import logging
 import torch
 
 from slimkit.core.data import ImageSet, label_map
-from slimkit.core.distillation.known_logits import ask_about_views, know_logits, require_repeatable
+from slimkit.core.distillation.known_logits import ask_about_views, know_logits
 from slimkit.core.distillation.losses import DistillationLoss, network_as_teacher
 from slimkit.core.distillation.teacher import open_teacher, require_knowledge, teacher_view
 from slimkit.core.folder import Classifier
@@ -55,8 +55,6 @@ def distill(
     """
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
     fit_options = fit_options_of(options, epochs, options.lr, progressive=False, ranks=ranks)
-    if fit_options.views is not None:
-        require_repeatable(fit_options.augmentation, ranks.count)
     teacher = open_teacher(classifier, data, options)
     name = _name_of(teacher)
     view = teacher_view(teacher, data)
