@@ -139,7 +139,7 @@ class ShortResNet(nn.Module):
 
 def short_classifier(class_names: tuple[str, ...] = ("ant", "bee", "cat")) -> Classifier:
     """A ShortResNet for 32x32 images, stored as its graph."""
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # with which it tells one colour from the two others
     graph = capture(unsettled(ShortResNet(len(class_names))), (3, 32, 32))
     architecture = dataclasses.replace(
         small_classifier(class_names, width=4).architecture, model_type="ShortResNet", base={"name": "short"}

@@ -29,7 +29,7 @@ MEASURES = {"benchmark": "benchmark.json", "score": "results.json", "export": "m
 SMALL = ("--batch-size", "8")
 EXTRA = {
     # so long that BatchNorm's statistics are those of the data; int8 would amplify wrong ones
-    "train": ["slimresnet18", "--width", "8", "--epochs", "12", *SMALL, "--data", "images", "--image-size", "64"],
+    "train": ["slimresnet18", "--width", "8", "--epochs", "12", *SMALL, "--data", "images", "--image-size", "32"],
     "distill": ["--epochs", "4", *SMALL],
     "benchmark": ["--restarts", "0", "--min-seconds", "0.02", "--backend", "torch"],
     "score": ["--runs", "3"],

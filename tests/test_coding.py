@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from torch import Tensor
 
 from slimkit.core.coding.classifier import with_coded_weights
@@ -347,17 +347,17 @@ def test_inspect_lists_the_coded_bytes_of_each_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 6])
 def test_quantize_codes_weights_of_any_width(bits: int, image_folder: Path, tmp_path: Path) -> None:
-    model = write_folder(small_classifier(width=4), tmp_path / "float").folder
+    model = write_folder(short_classifier(), tmp_path / "float").folder
     common: dict[str, Any] = {"model": str(model), "data": str(image_folder), "weight_bits": bits, "min_agreement": 0.0}
     coded = run_quantize(QuantizeOptions(output=tmp_path / "coded", **common))
     plain = run_quantize(QuantizeOptions(output=tmp_path / "plain", compress_weights=False, **common))
     made, other = read_folder(tmp_path / "coded"), read_folder(tmp_path / "plain")
     assert_equal_states(made.module.state_dict(), other.module.state_dict())
     largest = {name: int(layer.codes.abs().max()) for name, layer in read_rounded(made).items()}
-    assert largest.pop("conv1") > 31
+    assert largest.pop("stem") > 31
     assert largest.pop("fc") > 31
     assert max(largest.values()) == 2 ** (bits - 1) - 1
     for name, result in (("coded", coded), ("plain", plain)):
-        size = (tmp_path / name / WEIGHTS).stat().st_size
+        size = (tmp_path / name / "compressed_shortresnet.pth").stat().st_size
         assert size == sum(result.figures[f"{part}_bytes"] for part in ("weights", "scales", "container"))
     assert coded.figures["weights_bytes"] < plain.figures["weights_bytes"] * (bits + 2) / 8

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import small_classifier
+from conftest import short_classifier
 from test_cli_chain import write_images
 from test_resume import Stopped, stop_after
 
@@ -108,7 +108,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_images(folder / "images")
-        write_folder(small_classifier(), Path("base"))
+        write_folder(short_classifier(), Path("base"))
         run_recipe(resolve_recipe(SMALL, Path("small")))
     return folder
 
@@ -139,7 +139,7 @@ class TestResumed:
     @pytest.mark.parametrize("changed", ["weights", "a file more", "the scores"])
     def test_what_was_changed_by_hand_is_not_replaced(self, changed: str) -> None:
         if changed == "weights":
-            write_folder(small_classifier(width=4), Path("small/runs/distill"), force=True)
+            write_folder(short_classifier(), Path("small/runs/distill"), force=True)
         elif changed == "a file more":
             Path("small/submission/notes.txt").write_text("mine")
         else:
