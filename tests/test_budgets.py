@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import grouping_of, small_classifier
+from conftest import grouping_of, short_classifier, small_classifier
 from families import family
 from torch import nn
 
@@ -196,6 +196,7 @@ def test_steps_are_for_sizes(base: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_latency_is_kept_and_recorded(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(short_classifier(), base, force=True)  # fewer layers are timed
     assert prune(base, "--latency", "0.00001ms") == 3
     assert "From the smallest to the largest network there are" in capsys.readouterr().err
     assert not (base.parent / "cut").exists()

@@ -56,7 +56,7 @@ def base(tmp_path: Path) -> str:
 CALLS: dict[str, Callable[..., object]] = {
     "train": lambda base, rest: run_train(TrainOptions(model=base, epochs=1, batch_size=8, **rest)),
     "train by name": lambda base, rest: run_train(TrainOptions(model="slimresnet18", width=4, epochs=0, **rest)),
-    "prune": lambda base, rest: run_prune(PruneOptions(model=base, finetune_epochs=1, **rest)),
+    "prune": lambda base, rest: run_prune(PruneOptions(model=base, finetune_epochs=1, round_to="none", **rest)),
     "distill": lambda base, rest: run_distill(DistillOptions(model=base, teacher=base, epochs=1, batch_size=8, **rest)),
     "quantize": lambda base, rest: run_quantize(QuantizeOptions(model=base, **rest)),
     "quantize to four bits": lambda base, rest: run_quantize(
