@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import grouping_of, small_classifier
+from conftest import grouping_of, short_classifier, small_classifier
+from families import family
 from torch import nn
 
 from slimkit.cli.app import main
-from slimkit.core.compat import import_torchvision
 from slimkit.core.errors import MissedError, UsageError
 from slimkit.core.folder import read_architecture, read_metadata, write_folder
 from slimkit.core.pruning.choose.budgets import (
@@ -58,10 +58,9 @@ def sizes(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return macs, parameters, sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "resnext50_32x4d", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "resnext", "vgg"])
 def test_the_cost_is_told_from_the_widths_without_cutting(name: str) -> None:
-    module = getattr(import_torchvision().models, name)(num_classes=10).eval()
-    grouping = grouping_of(module, (3, 64, 64))
+    grouping = grouping_of(family(name), (3, 64, 64))
     groups, shapes = grouping.groups, Shapes(grouping, (3, 64, 64))
     chosen = [torch.arange(int(0.37 * group.width)) for group in groups]
     cost = shapes.cost(tuple(g.width - len(lost) for g, lost in zip(groups, chosen, strict=True)))
@@ -197,6 +196,7 @@ def test_steps_are_for_sizes(base: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_latency_is_kept_and_recorded(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(short_classifier(), base, force=True)  # fewer layers are timed
     assert prune(base, "--latency", "0.00001ms") == 3
     assert "From the smallest to the largest network there are" in capsys.readouterr().err
     assert not (base.parent / "cut").exists()

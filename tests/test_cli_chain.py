@@ -29,7 +29,7 @@ MEASURES = {"benchmark": "benchmark.json", "score": "results.json", "export": "m
 SMALL = ("--batch-size", "8")
 EXTRA = {
     # so long that BatchNorm's statistics are those of the data; int8 would amplify wrong ones
-    "train": ["slimresnet18", "--width", "8", "--epochs", "12", *SMALL, "--data", "images", "--image-size", "64"],
+    "train": ["slimresnet18", "--width", "8", "--epochs", "12", *SMALL, "--data", "images", "--image-size", "32"],
     "distill": ["--epochs", "4", *SMALL],
     "benchmark": ["--restarts", "0", "--min-seconds", "0.02", "--backend", "torch"],
     "score": ["--runs", "3"],
@@ -226,7 +226,7 @@ def test_signal_leaves_the_last_whole_result(chain: Chain, number: signal.Signal
 def test_compress_goes_on_after_the_last_finished_stage(chain: Chain) -> None:
     folder = chain[0]
     flags = ["compress", "runs/train", "--data", "images", "--rate", "0.4", "--distill-epochs", "1", "-o", "small"]
-    (folder / "recipe.yaml").write_text("score:\n  runs: 3\nprune:\n  rate: 0.2\n")
+    (folder / "recipe.yaml").write_text("score:\n  runs: 3\nprune:\n  rate: 0.2\n  round_to: none\n")
     first = slimkit(*flags, "-c", "recipe.yaml", "--json", cwd=folder)
     assert first.returncode == 0, first.stderr
     assert yaml.safe_load((folder / "small/runs/recipe.yaml").read_text())["prune"]["rate"] == 0.4

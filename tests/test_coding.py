@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from torch import Tensor
 
 from slimkit.core.coding.classifier import with_coded_weights
@@ -101,25 +101,28 @@ def mutate(blob: bytes, chance: random.Random) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize(("bits", "scheme"), [(8, "static"), (4, "static"), (3, "dynamic")])
-def test_a_coded_folder_answers_as_the_plain_one_without_slimkit(bits: int, scheme: str, tmp_path: Path) -> None:
-    plain = int8_classifier(bits, scheme)
-    write_folder(plain, tmp_path / "plain")
-    write_folder(with_coded_weights(plain), tmp_path / "coded")
+def test_coded_folders_answer_as_the_plain_ones_without_slimkit(tmp_path: Path) -> None:
     images = torch.randn(3, 3, 32, 32)
-    torch.save((images, read_folder(tmp_path / "plain").module(images)), tmp_path / "expected.pt")
+    expected = {}
+    for bits, scheme in ((8, "static"), (4, "static"), (3, "dynamic")):
+        plain, coded = int8_classifier(bits, scheme), tmp_path / f"coded {bits}"
+        write_folder(with_coded_weights(plain), coded)
+        write_folder(plain, tmp_path / f"plain {bits}")
+        expected[str(coded)] = read_folder(tmp_path / f"plain {bits}").module(images)
+        assert_equal_states(read_folder(coded).module.state_dict(), plain.module.state_dict())
+        (tensor,) = torch.load(coded / WEIGHTS, weights_only=True).values()
+        assert tensor.dtype == torch.uint8
+    torch.save((images, expected), tmp_path / "expected.pt")
     code = (
         "import sys, torch\n"
-        f"sys.path.insert(0, {str(tmp_path / 'coded')!r})\n"
+        f"sys.path.insert(0, {str(coded)!r})\n"
         "from model_loader import load_model\n"
         f"images, expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
-        f"assert torch.equal(load_model({str(tmp_path / 'coded')!r})(images), expected)\n"
+        "for folder, logits in expected.items():\n"
+        "    assert torch.equal(load_model(folder)(images), logits), folder\n"
         "assert not any(name.startswith('slimkit') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd="/", check=True)
-    assert_equal_states(read_folder(tmp_path / "coded").module.state_dict(), plain.module.state_dict())
-    (tensor,) = torch.load(tmp_path / "coded" / WEIGHTS, weights_only=True).values()
-    assert tensor.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("bits", WEIGHT_BITS)
@@ -347,17 +350,17 @@ def test_inspect_lists_the_coded_bytes_of_each_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 6])
 def test_quantize_codes_weights_of_any_width(bits: int, image_folder: Path, tmp_path: Path) -> None:
-    model = write_folder(small_classifier(width=4), tmp_path / "float").folder
+    model = write_folder(short_classifier(), tmp_path / "float").folder
     common: dict[str, Any] = {"model": str(model), "data": str(image_folder), "weight_bits": bits, "min_agreement": 0.0}
     coded = run_quantize(QuantizeOptions(output=tmp_path / "coded", **common))
     plain = run_quantize(QuantizeOptions(output=tmp_path / "plain", compress_weights=False, **common))
     made, other = read_folder(tmp_path / "coded"), read_folder(tmp_path / "plain")
     assert_equal_states(made.module.state_dict(), other.module.state_dict())
     largest = {name: int(layer.codes.abs().max()) for name, layer in read_rounded(made).items()}
-    assert largest.pop("conv1") > 31
+    assert largest.pop("stem") > 31
     assert largest.pop("fc") > 31
     assert max(largest.values()) == 2 ** (bits - 1) - 1
     for name, result in (("coded", coded), ("plain", plain)):
-        size = (tmp_path / name / WEIGHTS).stat().st_size
+        size = (tmp_path / name / "compressed_shortresnet.pth").stat().st_size
         assert size == sum(result.figures[f"{part}_bytes"] for part in ("weights", "scales", "container"))
     assert coded.figures["weights_bytes"] < plain.figures["weights_bytes"] * (bits + 2) / 8

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import small_classifier
+from conftest import short_classifier
 
 from slimkit.core.folder import read_folder, write_folder
 from slimkit.core.options import PruneOptions, ScoreOptions, TrainOptions
@@ -27,7 +27,7 @@ def trained(classes: Path, tmp_path: Path) -> Path:
     """A model that was trained on `classes`."""
     options = TrainOptions(
         model="slimresnet18",
-        width=8,
+        width=4,
         data=str(classes),
         image_size=32,
         epochs=1,
@@ -49,7 +49,7 @@ def _score(model: Path, data: Path) -> ScoreReport:
 def test_a_stranger_s_folder_of_classes_is_scored_whole_as_its_loader_does(
     classes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = write_folder(small_classifier(), tmp_path / "model").folder
+    folder = write_folder(short_classifier(), tmp_path / "model").folder
     assert folder is not None
     with caplog.at_level(logging.INFO, "slimkit"):
         report = _score(folder, classes)
@@ -60,7 +60,7 @@ def test_a_stranger_s_folder_of_classes_is_scored_whole_as_its_loader_does(
 
 
 def test_a_folder_with_one_image_a_class_can_be_scored(classes: Path, tmp_path: Path) -> None:
-    folder = write_folder(small_classifier(), tmp_path / "model").folder
+    folder = write_folder(short_classifier(), tmp_path / "model").folder
     assert folder is not None
     for file in classes.glob("*/*.png"):
         if file.name != "0.png":
@@ -72,7 +72,7 @@ def test_what_a_model_learned_from_is_not_what_it_is_scored_on(
     trained: Path, classes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pruned = run_prune(
-        PruneOptions(model=str(trained), data=str(classes), output=tmp_path / "pruned", threads=1)
+        PruneOptions(model=str(trained), data=str(classes), output=tmp_path / "pruned", threads=1, round_to="none")
     ).folder
     copy = tmp_path / "copy"
     shutil.copytree(classes, copy)
@@ -104,7 +104,7 @@ def test_the_training_folder_of_a_split_set_is_said_to_read_high(
     image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = TrainOptions(
-        model="slimresnet18", width=8, data=str(image_folder), image_size=32, epochs=1, output=tmp_path / "m", threads=1
+        model="slimresnet18", width=4, data=str(image_folder), image_size=32, epochs=1, output=tmp_path / "m", threads=1
     )
     folder = run_train(options).folder
     assert _score(folder, image_folder / "train").accuracy.images == 36

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from torch import Tensor, nn
 
 from slimkit.cli.app import main
-from slimkit.core.folder import Classifier
+from slimkit.core.folder import Classifier, write_folder
 from slimkit.core.progress import silent
 from slimkit.core.quantization import quantize
 from slimkit.core.quantization.ranges.equalize import equalize, equalize_if_nearer
@@ -114,7 +114,6 @@ def test_what_gains_nothing_or_has_no_images_is_left_alone() -> None:
 def test_the_command_says_whether_it_was_done(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = str(tmp_path / "int8")
-    options = ["--data", str(image_folder), "--image-size", "32", "-o", folder]
-    assert main(["quantize", "mobilenet_v2", *options]) == 0
+    folder = write_folder(short_classifier(), tmp_path / "float").folder
+    assert main(["quantize", str(folder), "--data", str(image_folder), "-o", str(tmp_path / "int8")]) == 0
     assert "equalized across layers: the logits' error is" in " ".join(capsys.readouterr().out.split())

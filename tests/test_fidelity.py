@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from torch import Tensor, nn
 
 from slimkit.cli.app import main
@@ -48,7 +48,7 @@ def test_logits_that_are_all_zero_are_no_error() -> None:
 
 
 def test_without_images_seeded_random_ones_are_compared() -> None:
-    results = [quantize(small_classifier(), scheme="dynamic", calibration=None).fidelity for _ in range(2)]
+    results = [quantize(short_classifier(), scheme="dynamic", calibration=None).fidelity for _ in range(2)]
     assert results[0] == results[1]
     assert (results[0].images, results[0].count) == ("random images", 64)
     assert results[0].cosine > 0.99
@@ -67,6 +67,11 @@ def hard_to_round(x: Tensor) -> Classifier:
         fc.weight.copy_(300 + fine / (features[0] @ fine.T).std(0)[:, None])
         fc.bias.copy_(-(features[0] @ fc.weight.T).mean(0))
     return classifier
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    return write_folder(short_classifier(), tmp_path / "model").folder or tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])

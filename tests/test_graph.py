@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import user_networks
+from families import family
 from torch import Tensor, nn
 
 from slimkit.core.errors import ModelError
 from slimkit.core.graph import Graph, capture
 from slimkit.core.graph.capture import network_of
-from slimkit.standalone.model import GraphNetwork, torchvision_network
+from slimkit.standalone.model import GraphNetwork
 
 SHAPE = (3, 32, 32)
 
@@ -67,9 +68,9 @@ def test_networks_as_users_write_them_give_the_same_bits(kind: type[nn.Module]) 
     assert_same_bits(module, capture(module, SHAPE).network(), (1, 32), (2, 32), (5, 32))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v3", "squeezenet", "densenet"])
 def test_torchvision_networks_give_the_same_bits_at_other_sizes(name: str) -> None:
-    module = torchvision_network(name, 10).eval()
+    module = family(name)
     graph = capture(module, (3, 64, 64))
     assert graph.free == {0, 2, 3}
     assert_same_bits(module, graph.network(), (1, 64), (3, 96))

@@ -64,7 +64,7 @@ def test_a_wide_network_of_four_channels_goes_through_the_chain(tmp_path: Path) 
     own = ("net.py:Net", "--model-args", '{"channels": 4}', "--data", "data", "--image-size", "20x36")
     run(
         ("train", *own, "--epochs", "2", "--batch-size", "8"),
-        ("prune", "runs/train", "--rate", "0.3", "--reconstruction-images", "20"),
+        ("prune", "runs/train", "--rate", "0.3", "--reconstruction-images", "20", "--round-to", "none"),
         ("distill", "runs/prune", "--epochs", "1"),
         ("quantize", "runs/distill", "--min-agreement", "0"),
         ("export", "submission"),
@@ -89,7 +89,7 @@ def test_a_network_of_other_channels_is_cut_and_quantized(channels: int, tmp_pat
     write_images(tmp_path / "data", channels)
     own = ("net.py:Net", "--model-args", f'{{"channels": {channels}}}', "--data", "data", "--image-size", "24")
     run(
-        ("prune", *own, "--rate", "0.3", "--reconstruction-images", "20"),
+        ("prune", *own, "--rate", "0.3", "--reconstruction-images", "20", "--round-to", "none"),
         ("quantize", "runs/prune", "--min-agreement", "0"),
         folder=tmp_path,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -61,7 +61,7 @@ WAYS: list[dict[str, Any]] = [{}, {"scheme": "dynamic"}, {"weight_bits": 4}, {"q
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_nearly_dead_channels_keep_their_biases(way: dict[str, Any], gamma: float, quantized: Any) -> None:
     """Half of all channels give their BatchNorm's shift alone, beside which their weights are next to nothing."""
-    classifier = small_classifier()
+    classifier = short_classifier()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in classifier.module.modules():

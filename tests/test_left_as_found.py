@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier
 
 from slimkit.core import (
     BenchmarkOptions,
@@ -50,13 +50,13 @@ def state() -> tuple[Any, ...]:
 
 @pytest.fixture
 def base(tmp_path: Path) -> str:
-    return str(write_folder(small_classifier(), tmp_path / "base").folder)
+    return str(write_folder(short_classifier(), tmp_path / "base").folder)
 
 
 CALLS: dict[str, Callable[..., object]] = {
     "train": lambda base, rest: run_train(TrainOptions(model=base, epochs=1, batch_size=8, **rest)),
     "train by name": lambda base, rest: run_train(TrainOptions(model="slimresnet18", width=4, epochs=0, **rest)),
-    "prune": lambda base, rest: run_prune(PruneOptions(model=base, finetune_epochs=1, **rest)),
+    "prune": lambda base, rest: run_prune(PruneOptions(model=base, finetune_epochs=1, round_to="none", **rest)),
     "distill": lambda base, rest: run_distill(DistillOptions(model=base, teacher=base, epochs=1, batch_size=8, **rest)),
     "quantize": lambda base, rest: run_quantize(QuantizeOptions(model=base, **rest)),
     "quantize to four bits": lambda base, rest: run_quantize(
@@ -70,14 +70,14 @@ CALLS: dict[str, Callable[..., object]] = {
     "read": lambda base, rest: read_folder(Path(base)),
     "load": lambda base, rest: load_model(base),
     "inspect": lambda base, rest: inspect_folder(Path(base)),
-    "prune a module": lambda base, rest: prune_module(small_classifier_again(), (3, 32, 32), rate=0.3),
+    "prune a module": lambda base, rest: prune_module(short_network(), (3, 32, 32), rate=0.3),
 }
 
 
-def small_classifier_again() -> torch.nn.Module:
+def short_network() -> torch.nn.Module:
     """The same network; building it draws nothing."""
     with torch.random.fork_rng():
-        return small_classifier().module
+        return short_classifier().module
 
 
 @pytest.mark.parametrize("name", CALLS)

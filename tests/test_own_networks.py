@@ -192,7 +192,8 @@ def test_a_function_that_loads_its_weights_is_a_baseline(tmp_path: Path) -> None
     code = "from own_network import Net\ndef loaded():\n    return Net(num_classes=3, width=8)\n"
     (tmp_path / "trained.py").write_text(code)
     data = ("--data", "images", "--image-size", "32")
-    made = slimkit("quantize", "trained.py:loaded", *data, "--min-agreement", "0", cwd=tmp_path)
+    quantized = ("--scheme", "dynamic", "--min-agreement", "0")
+    made = slimkit("quantize", "trained.py:loaded", *data, *quantized, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "the weights that its code gives it" in made.stderr
     scored = slimkit("score", "submission", "--baseline", "trained.py:loaded", *data, "--runs", "3", cwd=tmp_path)
@@ -242,7 +243,7 @@ def test_a_file_without_a_name_gets_the_form_as_its_hint(tmp_path: Path) -> None
 def test_the_images_of_an_own_network_are_prepared_as_it_wants(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     own = ("--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--interpolation", "bicubic")
-    options = ("--data", "images", "--image-size", "32", "--min-agreement", "0")
+    options = ("--data", "images", "--image-size", "32", "--scheme", "dynamic", "--min-agreement", "0")
     result = slimkit("quantize", f"{FILE}:Net", *own, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     made = read_folder(tmp_path / "submission").architecture.preprocessing

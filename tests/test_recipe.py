@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import small_classifier
+from conftest import short_classifier
 from test_cli_chain import write_images
 from test_resume import Stopped, stop_after
 
@@ -14,7 +14,8 @@ from slimkit.core.errors import FolderError, ModelError, UsageError
 from slimkit.core.folder import write_folder
 from slimkit.core.recipe import Recipe, resolve_recipe, run_recipe
 
-SMALL = {"model": "base", "data": "images", "distill": {"epochs": 0}, "score": {"runs": 2}, "prune": {"rate": 0.5}}
+PRUNE = {"rate": 0.5, "round_to": "none"}
+SMALL = {"model": "base", "data": "images", "distill": {"epochs": 0}, "score": {"runs": 2}, "prune": PRUNE}
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_images(folder / "images")
-        write_folder(small_classifier(), Path("base"))
+        write_folder(short_classifier(), Path("base"))
         run_recipe(resolve_recipe(SMALL, Path("small")))
     return folder
 
@@ -139,19 +140,19 @@ class TestResumed:
     @pytest.mark.parametrize("changed", ["weights", "a file more", "the scores"])
     def test_what_was_changed_by_hand_is_not_replaced(self, changed: str) -> None:
         if changed == "weights":
-            write_folder(small_classifier(width=4), Path("small/runs/distill"), force=True)
+            write_folder(short_classifier(), Path("small/runs/distill"), force=True)
         elif changed == "a file more":
             Path("small/submission/notes.txt").write_text("mine")
         else:
             Path("small/results.json").write_text("{}")
         before = {path: path.stat().st_mtime_ns for path in Path("small").rglob("*")}
-        for settings in (SMALL, {**SMALL, "prune": {"rate": 0.4}}):
+        for settings in (SMALL, {**SMALL, "prune": PRUNE | {"rate": 0.4}}):
             with pytest.raises(FolderError, match="was changed since"):
                 run_recipe(resolve_recipe(settings, Path("small")))
         assert {path: path.stat().st_mtime_ns for path in Path("small").rglob("*")} == before
 
     def test_goes_on_where_making_it_anew_failed(self) -> None:
-        anew = {**SMALL, "prune": {"rate": 0.4}}
+        anew = {**SMALL, "prune": PRUNE | {"rate": 0.4}}
         diverging = {"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 1e30}
         with pytest.raises(ModelError, match="diverged"):
             run_recipe(resolve_recipe({**anew, "distill": diverging}, Path("small")))
@@ -176,5 +177,5 @@ class TestResumed:
         Path("small/runs/recipe.yaml").write_text("# mine\n")
         for force in (False, True):
             with pytest.raises(FolderError, match=r"recipe\.yaml"):
-                run_recipe(resolve_recipe({**SMALL, "prune": {"rate": 0.4}}, Path("small")), force=force)
+                run_recipe(resolve_recipe({**SMALL, "prune": PRUNE | {"rate": 0.4}}, Path("small")), force=force)
         assert Path("small/runs/recipe.yaml").read_text() == "# mine\n"

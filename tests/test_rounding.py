@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -215,7 +215,7 @@ def test_reduced_weights_can_not_saturate_and_lose_a_bit_at_most() -> None:
 @pytest.fixture
 def trained(image_folder: Path, tmp_path: Path) -> Path:
     """A model folder that knows its data."""
-    return write_folder(small_classifier(), tmp_path / "float").folder or tmp_path
+    return write_folder(short_classifier(), tmp_path / "float").folder or tmp_path
 
 
 def options(trained: Path, image_folder: Path, output: Path, **changes: object) -> QuantizeOptions:
@@ -227,12 +227,12 @@ def test_four_bit_weights_take_half_a_byte_each(trained: Path, image_folder: Pat
     four = run_quantize(options(trained, image_folder, tmp_path / "four", weight_bits=4, compress_weights=False))
     layers = {layer.name: layer for layer in four.architecture.layers if layer.quantization and layer.macs}
     bits = {name: layer.quantization["weight_bits"] for name, layer in layers.items() if layer.quantization}
-    assert bits.pop("conv1") == bits.pop("fc") == 8
+    assert bits.pop("stem") == bits.pop("fc") == 8
     assert set(bits.values()) == {4}
     saved = sum(layer.parameters - (layer.out_channels or 0) for name, layer in layers.items() if name in bits) // 2
     assert eight.figures["weights_bytes"] - four.figures["weights_bytes"] == saved
     assert four.figures["scales_bytes"] == eight.figures["scales_bytes"]
-    size = (tmp_path / "four" / "compressed_resnet18.pth").stat().st_size
+    size = (tmp_path / "four" / "compressed_shortresnet.pth").stat().st_size
     assert size == sum(four.figures[f"{part}_bytes"] for part in ("weights", "scales", "container"))
 
 
@@ -302,7 +302,7 @@ def test_reduced_models_can_not_saturate(
 
 def test_the_notes_tell_of_saturation(trained: Path, image_folder: Path, tmp_path: Path) -> None:
     notes = run_quantize(options(trained, image_folder, tmp_path / "out", reduce_range=False)).notes
-    assert any("can saturate in 21 of 21 layers" in note and "--reduce-range" in note for note in notes)
+    assert any("can saturate in 5 of 5 layers" in note and "--reduce-range" in note for note in notes)
 
 
 def test_weights_are_kept_to_seven_bits_just_where_this_cpu_gains_by_it(

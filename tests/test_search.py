@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import small_classifier
+from conftest import short_classifier, small_classifier
 from test_cli_chain import slimkit, write_images
 
 from slimkit.core.checks import parse_min_accuracy
@@ -23,7 +23,7 @@ from slimkit.core.tune.space import read_space
 # Three classes by chance: a random network names a third of the images rightly, and so does any cut of it
 SETTINGS: dict[str, Any] = {"model": "base", "data": "images", "score": {"runs": 2}, "prune": {"round_to": "none"}}
 FEWER = {"BITS": (8, 4), "SHARES": (0.7, 0.4), "RUNS": 4, "VIEWS": 3}  # than are usual, for the sake of time
-GOAL = {"objective": "size", "min_accuracy": "0", "minutes": 0.2}
+GOAL = {"objective": "size", "min_accuracy": "0", "minutes": 0.05}
 
 
 def try_fewer(patch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which a search and its recipe were run, and the JSON that the command printed."""
     folder = tmp_path_factory.mktemp("search")
     write_images(folder / "images")
-    write_folder(small_classifier(), folder / "base")
+    write_folder(short_classifier(), folder / "base")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | {"goal": GOAL}))
     with pytest.MonkeyPatch.context() as patch:
         try_fewer(patch)

@@ -39,7 +39,7 @@ RECIPE: dict[str, Any] = {
     "data": "images",
     "image_size": 32,
     "train": {"epochs": 1, "batch_size": 11},
-    "prune": {"rate": 0.3, "reconstruction_images": 8},
+    "prune": {"rate": 0.3, "reconstruction_images": 8, "round_to": "none"},
     "distill": {"epochs": 0},
     "quantize": {"calibration_images": 8, "min_agreement": 0},
     "score": {"runs": 2},

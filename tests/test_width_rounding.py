@@ -54,8 +54,7 @@ def data(image_folder: Path) -> ImageSet:
     return open_dataset(str(image_folder), image_size=32, resize=36)
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.55])
+@pytest.mark.parametrize(("rate", "scope"), [(0.1, "local"), (0.3, "global"), (0.55, "local")])
 def test_rounded_widths_have_no_more_parameters_and_macs(data: ImageSet, rate: float, scope: str) -> None:
     def sizes(round_to: str) -> tuple[int, int, list[int]]:
         options = PruneOptions(
