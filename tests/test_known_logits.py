@@ -1,7 +1,6 @@
 """Views that are seen again: the teacher is asked about each once, and the student learns the same as if anew."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from conftest import small_classifier
 from torch import Tensor
 
 from slimkit.core.data import augment, open_dataset
-from slimkit.core.distillation.known_logits import forget_oldest, know_logits
+from slimkit.core.distillation.known_logits import know_logits
 from slimkit.core.errors import UsageError
 from slimkit.core.files import cache_folder
 from slimkit.core.folder import write_folder
@@ -18,7 +17,7 @@ from slimkit.core.options import DistillOptions
 from slimkit.core.stages import run_distill
 from slimkit.core.training.precision import autocast, prefers_bfloat16
 from slimkit.core.training.stage import fit_options_of
-from slimkit.core.training.views import Batch, Views
+from slimkit.core.training.views import Views
 
 
 @pytest.fixture(autouse=True)
@@ -116,30 +115,6 @@ def test_changed_images_are_asked_about_anew(image_folder: Path) -> None:
     one.write_bytes(other.read_bytes())
     ask()
     assert len(kept()) == 2
-
-
-@pytest.mark.parametrize("damage", [b"", b"no numbers at all", b"\x93NUMPY\x01\x00"])
-def test_a_damaged_file_is_made_again(image_folder: Path, damage: bytes) -> None:
-    teacher = small_classifier()
-    data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
-    options = fit_options_of(DistillOptions(device="cpu", views=1), 1, 0.001, progressive=False)
-    whole = know_logits(teacher, data, torch.arange(3), options)
-    (file,) = (cache_folder() / "teacher-logits").glob("*.npy")
-    before = file.read_bytes()
-    file.write_bytes(damage)
-    again = know_logits(teacher, data, torch.arange(3), options)
-    assert file.read_bytes() == before
-    images = torch.arange(len(data.train))
-    batch = Batch(torch.empty(0), torch.empty(0), images, images, view=0)
-    assert torch.equal(whole(batch), again(batch))
-
-
-def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
-    for age, name in enumerate("cab"):
-        (tmp_path / f"{name}.npy").write_bytes(bytes(100))
-        os.utime(tmp_path / f"{name}.npy", (0, 1000 - age))
-    forget_oldest(tmp_path, 250)
-    assert {file.name for file in tmp_path.iterdir()} == {"c.npy", "a.npy"}
 
 
 def test_mixed_images_are_never_seen_again(image_folder: Path, tmp_path: Path) -> None:

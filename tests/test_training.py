@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from slimkit.core.architecture import Preprocessing
+from slimkit.core.digests import weights_digest
 from slimkit.core.errors import DataError, ModelError, UsageError
 from slimkit.core.folder import read_folder
 from slimkit.core.options import DistillOptions, TrainOptions
 from slimkit.core.stages import run_distill, run_train
 from slimkit.core.training.average import Average
-from slimkit.core.training.identity import weights_digest
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.muon import Muon
 from slimkit.core.training.optimizer import make_optimizer

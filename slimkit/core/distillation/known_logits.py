@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,22 +13,20 @@ import torch
 from torch import Tensor
 
 from slimkit.core.data import ImageSet, augment
-from slimkit.core.files import cache_folder, write_atomically
+from slimkit.core.digests import digest_of, weights_digest
 from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
-from slimkit.core.training.identity import weights_digest
+from slimkit.core.shelf import Shelf
 from slimkit.core.training.layout import memory_format
 from slimkit.core.training.plan import FitOptions
 from slimkit.core.training.precision import autocast, prefers_bfloat16
 from slimkit.core.training.views import Batch
 
-log = logging.getLogger("slimkit")
-
 Logits = np.ndarray[Any, np.dtype[np.float16]]  # [training images, classes of the teacher]
 
+SHELF = Shelf("teacher-logits", most=8 * 2**30)
+FORM = 1  # of how images are augmented: raise it where that changes
 BATCH = 128
-MOST_BYTES = 8 * 2**30  # of all files together: the oldest go
-FORM = 1  # of a file, and of how its images are augmented: raise it where either changes
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,6 @@ def know_logits(
     seen = options.views if options.minutes else min(options.views, options.epochs)
     digest = _digest(teacher, data)
     views = tuple(_view(teacher, data, digest, view, options, progress) for view in range(seen))
-    forget_oldest(_folder(), MOST_BYTES)
     return KnownLogits(views, classes)
 
 
@@ -79,29 +72,14 @@ def ask_about_views(
     return options.views
 
 
-def forget_oldest(folder: Path, most: int) -> None:
-    """Remove files from `folder`, those first that were not used for longest, until they have at most `most` bytes."""
-    files = sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime, reverse=True)
-    total = 0
-    for file in files:
-        total += file.stat().st_size
-        if total > most:
-            file.unlink(missing_ok=True)
-
-
 def _view(
     teacher: Classifier, data: ImageSet, digest: str, view: int, options: FitOptions, progress: Progress
 ) -> Logits:
     """The answers to all training images in one view."""
     how = dataclasses.asdict(options.augmentation) | {"seed": options.seed, "view": view, "flip": data.flip}
-    key = hashlib.sha256(f"{FORM} {digest} {sorted(how.items())}".encode()).hexdigest()
-    file = _folder() / f"{key[:40]}.npy"
     shape = (len(data.train), teacher.architecture.num_classes)
-    known = _read(file, shape)
-    if known is None:
-        known = _ask(teacher, data, shape, view, options, progress)
-        _keep(file, known)
-    return known
+    depends_on = f"{FORM} {digest} {sorted(how.items())}"
+    return SHELF.get(depends_on, shape, np.float16, lambda: _ask(teacher, data, shape, view, options, progress))
 
 
 def _ask(
@@ -122,31 +100,6 @@ def _ask(
 
 def _digest(teacher: Classifier, data: ImageSet) -> str:
     """Of the teacher's weights, and of the training images, which are decoded for it."""
-    digest = hashlib.sha256(f"{weights_digest(teacher.module)} {data.preprocessing} {data.train.digest()}".encode())
-    for pixels, _, _ in data.train.batches(torch.arange(len(data.train)), BATCH):
-        digest.update(pixels.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _folder() -> Path:
-    return cache_folder() / "teacher-logits"
-
-
-def _read(file: Path, shape: tuple[int, int]) -> Logits | None:
-    """None where there is no such file, or a damaged one."""
-    try:
-        known = np.load(file, mmap_mode="r")
-        file.touch()
-    except (OSError, ValueError, EOFError):
-        return None
-    return known if known.shape == shape and known.dtype == np.float16 else None
-
-
-def _keep(file: Path, known: Logits) -> None:
-    """Where the disk takes it; the training goes on without."""
-    content = io.BytesIO()
-    np.save(content, known)
-    try:
-        write_atomically(file, content.getvalue())
-    except OSError as error:
-        log.warning("The teacher's logits are not kept for the next time: %s", error)
+    batches = data.train.batches(torch.arange(len(data.train)), BATCH)
+    pixels = digest_of(pixels for pixels, _, _ in batches)
+    return f"{weights_digest(teacher.module)} {data.preprocessing} {data.train.digest()} {pixels}"

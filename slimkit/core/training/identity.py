@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from slimkit.core.data import ImageSet
 from slimkit.core.device import resolve_device
+from slimkit.core.digests import weights_digest
 from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.options import DistillOptions, TrainOptions, plain_options
@@ -80,15 +79,6 @@ def require_same(kept: Run, now: Run, kept_threads: int, folder: Path) -> None:
     for name, value in now["machine"].items():
         if value != (before := kept["machine"].get(name)):
             log.warning("%s was %s: the weights will not be those of an uninterrupted run, bit for bit.", name, before)
-
-
-def weights_digest(module: nn.Module) -> str:
-    """The sha256 of all weights and buffers, with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _shown(value: object) -> str:

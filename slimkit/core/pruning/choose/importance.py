@@ -43,11 +43,11 @@ def score_groups(
     if importance in by_weights:
         scores = (by_weights[importance](grouping.graph, group) for group in grouping.groups)
         return tuple(score / score.mean().clamp_min(1e-30) for score in scores)  # layers differ in scale
-    if importance not in _BY_IMAGES:
+    if importance not in BY_IMAGES:
         raise UsageError(f"There is no importance called {importance}.", f"Choose one of {', '.join(IMPORTANCES)}.")
     if batches is None:
         raise UsageError(f"The importance {importance} is measured on images.", "Give data, or choose another: l1.")
-    return _BY_IMAGES[importance](grouping, batches, progress, seed)
+    return BY_IMAGES[importance](grouping, batches, progress, seed)
 
 
 def l1(graph: Graph, group: Group) -> Tensor:
@@ -134,5 +134,5 @@ def _sum(members: Sequence[Member], score: Callable[[Member], Tensor]) -> Tensor
 
 
 _BY_WEIGHTS: dict[str, ByWeights] = {"l1": l1, "l2": l2, "fpgm": fpgm, "bn_scale": bn_scale, "random": random}
-_BY_IMAGES: dict[str, ByImages] = {"taylor": taylor, "error": error}
-IMPORTANCES = (*_BY_WEIGHTS, *_BY_IMAGES)
+BY_IMAGES: dict[str, ByImages] = {"taylor": taylor, "error": error}
+IMPORTANCES = (*_BY_WEIGHTS, *BY_IMAGES)

@@ -30,7 +30,8 @@ from slimkit.core.pruning.choose.budgets import (
     missed,
     spend_rest,
 )
-from slimkit.core.pruning.choose.importance import score_groups
+from slimkit.core.pruning.choose.importance import BY_IMAGES, score_groups
+from slimkit.core.pruning.choose.kept_scores import kept_scores
 from slimkit.core.pruning.choose.narrowing import narrow_down, score_lost
 from slimkit.core.pruning.choose.sensitivity import accuracy_lost, read_sensitivity
 from slimkit.core.pruning.cost.latency_table import LatencyTable
@@ -95,14 +96,12 @@ class Search:
     @cached_property
     def scores(self) -> tuple[Tensor, ...]:
         """Of the channels of each group."""
-        options = self.options
-        return score_groups(
-            self.grouping,
-            options.importance,
-            self.batches,
-            self.progress,
-            seed=options.seed,
-        )
+        grouping, importance, seed = self.grouping, self.options.importance, self.options.seed
+
+        def measure() -> tuple[Tensor, ...]:
+            return score_groups(grouping, importance, self.batches, self.progress, seed=seed)
+
+        return kept_scores(grouping, importance, self.batches, seed, measure) if importance in BY_IMAGES else measure()
 
     @cached_property
     def steps(self) -> list[int]:
