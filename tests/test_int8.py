@@ -147,7 +147,22 @@ def test_the_trace_gives_the_answers_of_the_single_layers(scheme: str) -> None:
         assert isinstance(network._ready[batch.shape[1:]].traced, torch.jit.ScriptModule)  # or it is compared to itself
 
 
-def test_images_of_many_sizes_come_in_turn() -> None:
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_many_images_are_answered_alike_before_and_after_they_are_traced(scheme: str) -> None:
+    network, batch = network_in(scheme), images(standalone.FEW_IMAGES + 1)
+    if not isinstance(standalone.cpu_arithmetic(), standalone.Int8Kernels):
+        pytest.skip("this machine has no int8 kernels")
+    answers, traced = [], []
+    for _ in range(standalone.MANY_CALLS):
+        answers.append(network(batch))
+        network(torch.nn.functional.interpolate(images(1), scale_factor=2.0))  # which packs the weights for itself
+        traced.append(network._ready[batch.shape[1:]].traced is not None)
+    assert traced == [False] * (standalone.MANY_CALLS - 1) + [True]
+    assert all(torch.equal(each, answers[0]) for each in answers)
+
+
+def test_images_of_many_sizes_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standalone, "MOST_SIZES", 2)
     network = network_in("dynamic")
     sizes = [24 + 4 * step for step in range(standalone.MOST_SIZES + 2)]
     batches = [torch.nn.functional.interpolate(images(1), size=(size, size)) for size in sizes]

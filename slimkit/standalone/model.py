@@ -1363,8 +1363,8 @@ CALLS: dict[str, _Call] = {
 # ---- int8 networks ----
 
 MOST_SIZES = 8  # image sizes that a network is kept ready for: each has weights of its own
-FEW_IMAGES = 8  # of so many a service wants the answer soon, again and again: they are traced at once,
-MANY_CALLS = 3  # more images, which take long by themselves, when they come for this time
+FEW_IMAGES = 8  # up to so many are traced when they first come: a service wants its answers soon, again and again
+MANY_CALLS = 3  # more are traced when they come for this time: calibration shows a batch but once or twice
 
 
 class _Ready:
