@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slimkit.core.errors import ModelError, first_line
 from slimkit.core.graph.node import IMAGE, Graph
-from slimkit.core.measure.macs import skipping_norms
+from slimkit.core.measure.modes import skipping_norms
 from slimkit.standalone.model import GraphNetwork
 
 Shapes = Mapping[str, torch.Size]  # of each node's value, and of IMAGE

@@ -7,8 +7,7 @@ names whatever else computes: biases, normalization, activations and pooling are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from slimkit.core.architecture import Count
 from slimkit.core.errors import ModelError, first_line
-from slimkit.core.measure.modes import evaluating
+from slimkit.core.measure.modes import evaluating, skipping_norms
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 MOVES = {  # operations that compute nothing
@@ -146,19 +145,6 @@ def _pass_with_numbers(module: nn.Module, input_shape: Sequence[int]) -> Any:
             f"{type(module).__name__} does not take an image of shape {tuple(input_shape)}: {first_line(error)}",
             "Give the size that it takes, such as --image-size 224.",
         ) from error
-
-
-@contextmanager
-def skipping_norms(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm return what it is given: it changes no shape, and is most of the time of a pass on meta."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and "forward" not in vars(part)]
-    for norm in norms:
-        vars(norm)["forward"] = lambda values: values
-    try:
-        yield
-    finally:
-        for norm in norms:
-            del vars(norm)["forward"]
 
 
 def _costs_of_pass(module: nn.Module, run: Callable[[], Any]) -> dict[str, LayerCost]:
