@@ -128,11 +128,12 @@ class _Search:
         self.target = parse_min_accuracy(options.min_accuracy, self.baseline)
         self._seconds, self._budget = 60 * options.minutes, BUDGETS[options.objective]
         self.record = Record.open(self.folder / "search.json", self._about(), force)
-        if "%" in options.min_accuracy and not _was_trained_here(self._source):
+        if not _was_trained_here(self._source):
             log.warning(
-                "%s has its weights from elsewhere. If they saw the held-out images, its %.2f %% of them read high, "
-                "and so do the %.2f %% that are asked for: give --min-accuracy in points then, such as 60.",
-                *(self._source, self.baseline, self.target),
+                "%s has its weights from elsewhere. If they saw the held-out images, these judge too well of it "
+                "(%.2f %%) and of whatever is cut from it: let `slimkit score` judge on test images, or train the "
+                "baseline here.",
+                *(self._source, self.baseline),
             )
 
     def choose(self) -> Choice:
@@ -297,4 +298,5 @@ def _learning(options: Stage) -> dict[str, Any]:
 
 def _was_trained_here(folder: Path) -> bool:
     """Whether slimkit trained the model, and so kept the held-out images from it."""
-    return any(detail["stage"] == "train" and detail["steps"] for detail in read_architecture(folder).training_details)
+    details = read_architecture(folder).training_details
+    return any(detail.get("stage") == "train" and detail.get("epochs") for detail in details)
