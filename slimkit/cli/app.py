@@ -1,5 +1,6 @@
 """The `slimkit` program: its commands, and the one place where exceptions become messages and exit codes."""
 
+import functools
 import os
 import signal
 import sys
@@ -61,6 +62,9 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+_parser_of = functools.cache(typer.main.get_command)  # to make it takes as long as a small command
+
+
 @app.callback()
 def _program(
     version: Annotated[
@@ -91,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], output: Output) -> int:
-    code = typer.main.get_command(app).main(
-        args=list(arguments), prog_name="slimkit", standalone_mode=False, obj=output
-    )
+    code = _parser_of(app).main(args=list(arguments), prog_name="slimkit", standalone_mode=False, obj=output)
     if code == 130:  # how Typer returns what Ctrl-C raised
         raise KeyboardInterrupt
     return code or 0
