@@ -25,9 +25,9 @@ from slimkit.core.models.lineage import weights_sha256
 from slimkit.core.options import DistillOptions, GoalOptions, Objective, PruneOptions, QuantizeOptions, plain_options
 from slimkit.core.progress import Progress, silent
 from slimkit.core.recipe import CompressReport, Recipe, run_recipe
-from slimkit.core.recipe.resolve import Stage
 from slimkit.core.recipe.run import run_stages
 from slimkit.core.scoring.formula import Figures, score
+from slimkit.core.search.learning import learning
 from slimkit.core.search.plot import draw_search
 from slimkit.core.search.record import SHOWN, Budget, Choice, Record, Tried
 from slimkit.core.stages import run_ask, run_distill, run_prune, run_quantize
@@ -46,9 +46,6 @@ HOPELESS = 0.2  # of the baseline's accuracy: what is worse after the cut is not
 RUNS = 50  # of a latency
 VIEWS = 8  # of the training images, at most, about which the teacher is asked once for all trainings
 ASKING = 0.25  # of the minutes, for that
-# How networks learn, unless the recipe says otherwise: a ResNet18 of 3 % of its parameters was at 54.5 % of CIFAR-100
-# after two epochs of it, and at 51.8 % after two of Adam
-LEARNING: dict[str, Any] = {"optimizer": "muon", "lr": 0.004, "weight_decay": 0.05}
 FEWEST_VIEWS = 3  # that teach about as much as images that are augmented anew each time
 
 
@@ -110,7 +107,7 @@ def require_reached(found: Found) -> None:
 def _chosen(recipe: Recipe, choice: Choice, views: int | None) -> Recipe:
     chosen: dict[str, dict[str, Any]] = {
         "prune": {choice.budget: choice.share},
-        "distill": _learning(recipe.stages["distill"]) | {"minutes": choice.minutes, "views": views},
+        "distill": learning(recipe.stages["distill"]) | {"minutes": choice.minutes, "views": views},
         "quantize": {"weight_bits": choice.bits},
     }
     stages = {name: dataclasses.replace(options, **chosen.get(name, {})) for name, options in recipe.stages.items()}
@@ -219,7 +216,7 @@ class _Search:
 
     def _distilling(self, source: Path, output: Path, **changes: Any) -> DistillOptions:
         """The recipe's options of a distillation from the baseline, unless the recipe has another teacher."""
-        changes |= {"model": source, "output": output} | _learning(self._recipe.stages["distill"])
+        changes |= {"model": source, "output": output} | learning(self._recipe.stages["distill"])
         options: DistillOptions = self._options_of("distill", DistillOptions, **changes)
         return dataclasses.replace(options, teacher=options.teacher or str(self._source))
 
@@ -288,12 +285,6 @@ def _figures(tried: Tried) -> Figures:
     assert tried.size is not None
     assert tried.latency is not None
     return Figures(tried.size, tried.latency, tried.accuracy)
-
-
-def _learning(options: Stage) -> dict[str, Any]:
-    """How a search changes the distillation `options` of its recipe, beside the time: where they are the usual ones."""
-    usual = all(getattr(options, name) == getattr(DistillOptions, name) for name in LEARNING)
-    return {"epochs": None} | (LEARNING if usual else {})
 
 
 def _was_trained_here(folder: Path) -> bool:
