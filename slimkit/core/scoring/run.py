@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from slimkit.core.environment import describe_environment
 from slimkit.core.errors import UsageError
 from slimkit.core.files import write_atomically
 from slimkit.core.folder import Classifier, changed_code, weights_file
-from slimkit.core.measure.latency import Target, measure_latencies
+from slimkit.core.measure.latency import Latency, Target, measure_latencies
 from slimkit.core.models.resolve import materialize, open_model_and_data
 from slimkit.core.models.seen import with_test_images
 from slimkit.core.options import ScoreOptions, plain_options
@@ -56,7 +57,6 @@ def score_model(
     """The score of `options.model`, and the classes of its logits. known: the baseline, where it is measured already.
 
     from_outside: time it, with a baseline that is known, as a stranger's model is timed.
-
     Raises as `run_score`.
     """
     given = {} if known else given_figures(options)
@@ -95,8 +95,7 @@ def _measure_any(
         return measure_stranger(options, needs_baseline, progress)
     classifier, data = open_model_and_data(options, progress=progress)
     baseline = open_baseline(options, classifier) if needs_baseline else None
-    measured = _measure(options, classifier, baseline, data, given, progress)
-    return _timed_from_outside(measured, options, classifier, data, progress) if from_outside else measured
+    return _measure(options, classifier, baseline, data, given, progress, from_outside)
 
 
 def given_figures(options: ScoreOptions) -> dict[str, float]:
@@ -134,8 +133,9 @@ def _measure(
     data: ImageSet,
     given: Mapping[str, float],
     progress: Progress,
+    from_outside: bool,
 ) -> Measured:
-    """The figures of the model, and those of the baseline that are not given."""
+    """The figures of the model, and those of the baseline that are not given. from_outside: without a baseline."""
     models = [classifier, baseline] if baseline else [classifier]
     images = with_test_images(
         data, [model.architecture for model in models]
@@ -144,18 +144,14 @@ def _measure(
     with materialize(classifier) as folder, materialize(baseline) if baseline else nullcontext() as other_folder:
         size = size_of(classifier, folder)
         sha256 = hashes_of(folder, weights_file(folder), images)
-        targets = [Target(folder)]
         if baseline and other_folder:
             other["size"] = size_of(baseline, other_folder)
-            if "latency" not in given:
-                targets.append(Target(other_folder))
-        if torch.get_num_threads() > 1:
-            targets.append(Target(folder, threads=1))
-        latencies = measure_latencies(targets, runs=options.runs, threads=options.threads, progress=progress)
-    alone = latencies[-1] if targets[-1].threads == 1 else latencies[0]
-    timed = latencies[1] if baseline and "latency" not in given else None
-    if timed:
-        other["latency"] = timed.mean
+        if from_outside:
+            timed = _Timed(time_own(folder, images, data.preprocessing, options, progress))
+        else:
+            timed = _time(folder, None if "latency" in given else other_folder, options, progress)
+    if timed.baseline:
+        other["latency"] = timed.baseline.mean
     judged = None
     if baseline and "accuracy" not in given:
         judged = accuracy_of(options, baseline, data, images, progress)
@@ -166,21 +162,31 @@ def _measure(
         size=size,
         sha256=sha256,
         accuracy=accuracy_of(options, classifier, data, images, progress),
-        latency=latencies[0],
-        latency_alone=alone,
+        latency=timed.own,
+        latency_alone=timed.alone,
         changed_code=changed_code(classifier.folder) if classifier.folder else (),
+        remarks=(FROM_OUTSIDE,) if from_outside else (),
         baseline=other,
         baseline_accuracy=judged,
-        baseline_latency=timed,
+        baseline_latency=timed.baseline,
         origin=f"measured: {baseline.folder or options.baseline}" if baseline else None,
     )
 
 
-def _timed_from_outside(
-    measured: Measured, options: ScoreOptions, classifier: Classifier, data: ImageSet, progress: Progress
-) -> Measured:
-    """The same with a latency like that of a stranger's model."""
-    images = with_test_images(data, [classifier.architecture]).test
-    with materialize(classifier) as folder:
-        latency = time_own(folder, images, data.preprocessing, options, progress)
-    return dataclasses.replace(measured, latency=latency, latency_alone=None, remarks=(*measured.remarks, FROM_OUTSIDE))
+@dataclass(frozen=True)
+class _Timed:
+    """The latencies of a model."""
+
+    own: Latency
+    alone: Latency | None = None  # on one thread
+    baseline: Latency | None = None
+
+
+def _time(folder: Path, baseline: Path | None, options: ScoreOptions, progress: Progress) -> _Timed:
+    """In turn: the model in `folder`, the `baseline` if there is one, and the model on one thread."""
+    others = [Target(baseline)] if baseline else []
+    alone = [Target(folder, threads=1)] if torch.get_num_threads() > 1 else []
+    own, *rest = measure_latencies(
+        [Target(folder), *others, *alone], runs=options.runs, threads=options.threads, progress=progress
+    )
+    return _Timed(own, rest[-1] if alone else own, rest[0] if baseline else None)
