@@ -32,11 +32,8 @@ def ask_teacher(
     Raises as `distill`.
     """
     fit_options = fit_options_of(options, 0, options.lr, progressive=False)
-    teacher = open_teacher(classifier, data, options)
-    view = teacher_view(teacher, data) or data
-    require_knowledge(teacher, view, _name_of(teacher), fit_options.device, progress)
-    _to_device(teacher, fit_options)
-    return ask_about_views(teacher, view, fit_options, seconds, progress)
+    teacher, view, _ = _open_knowing(classifier, data, options, fit_options, progress)
+    return ask_about_views(teacher, view or data, fit_options, seconds, progress)
 
 
 def distill(
@@ -55,15 +52,12 @@ def distill(
     """
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
     fit_options = fit_options_of(options, epochs, options.lr, progressive=False, ranks=ranks)
-    teacher = open_teacher(classifier, data, options)
+    teacher, view, accuracy = _open_knowing(classifier, data, options, fit_options, progress)
     name = _name_of(teacher)
-    view = teacher_view(teacher, data)
-    accuracy = require_knowledge(teacher, view or data, name, fit_options.device, progress)
     log.info("distilling %s into %s for %s", name, options.model, how_long(fit_options))
     files = files and files.of_run(describe_run(options, data, classifier.module, teacher.module, ranks=ranks))
     names = classifier.architecture.class_names
     classes = label_map(teacher.architecture.class_names, names).to(fit_options.device)
-    _to_device(teacher, fit_options)
     if fit_options.views is None:
         answers = network_as_teacher(teacher.module, classes)
     else:
@@ -90,5 +84,12 @@ def _name_of(teacher: Classifier) -> str:
     return teacher.folder.name if teacher.folder else str(teacher.architecture.base["name"])
 
 
-def _to_device(teacher: Classifier, options: FitOptions) -> None:
-    teacher.module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+def _open_knowing(
+    student: Classifier, data: ImageSet, options: DistillOptions, fit_options: FitOptions, progress: Progress
+) -> tuple[Classifier, ImageSet | None, float]:
+    """The teacher, on the device; what it sees, where that is not what the student sees; and its accuracy in %."""
+    teacher = open_teacher(student, data, options)
+    view = teacher_view(teacher, data)
+    accuracy = require_knowledge(teacher, view or data, _name_of(teacher), fit_options.device, progress)
+    teacher.module.to(fit_options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    return teacher, view, accuracy
