@@ -28,7 +28,15 @@ from slimkit.core.torchrun import launch
 Run = TypeVar("Run", bound=Callable[..., object])
 MAKERS = (TrainOptions, PruneOptions, DistillOptions, QuantizeOptions)  # of model folders
 # options that name a file to read
-FILES = (*("weights", "teacher_weights", "baseline_weights", "use_sensitivity", "classes", "verify", "target_machine"),)
+FILES = (
+    "weights",
+    "teacher_weights",
+    "baseline_weights",
+    "use_sensitivity",
+    "classes",
+    "verify",
+    "target_machine",
+)
 
 
 def checked(run: Run) -> Run:

@@ -90,7 +90,7 @@ def run_layer_times(options: BenchmarkOptions, progress: Progress = silent) -> L
 
     Raises UsageError for a model that slimkit did not write, and what reading the models and `time_layers` raise.
     """
-    models, classifiers = [], []
+    opened: dict[str, Classifier] = {}
     for name in dict.fromkeys((options.model, *options.others)):
         if is_foreign(Path(name)):
             raise UsageError(
@@ -98,15 +98,19 @@ def run_layer_times(options: BenchmarkOptions, progress: Progress = silent) -> L
                 "Leave it out, or compare it without --layer-times.",
             )
         classifier, _ = open_own(options if name == options.model else options.naming(name, None), progress)
-        sha256 = weights_sha256(classifier.folder) if classifier.folder else None
         if options.widths and classifier.architecture.is_quantized:
             raise UsageError(f"{name} is int8; what is pruned is a float model.", "Name that one.")
-        models.append(ModelLayers(name, sha256, _times(classifier, options.batch_size, progress)))
-        classifiers.append(classifier)
-    machine = describe_machine(classifiers, options, progress) if options.widths else None
-    report = LayerReport(tuple(models), machine, torch.get_num_threads(), options.batch_size, describe_environment())
+        opened[name] = classifier
+    models = tuple(_layers_of(name, classifier, options.batch_size, progress) for name, classifier in opened.items())
+    machine = describe_machine([*opened.values()], options, progress) if options.widths else None
+    report = LayerReport(models, machine, torch.get_num_threads(), options.batch_size, describe_environment())
     write_atomically(options.output, json.dumps(report.to_dict(), indent=2) + "\n")
     return report
+
+
+def _layers_of(name: str, classifier: Classifier, batch_size: int, progress: Progress) -> ModelLayers:
+    sha256 = weights_sha256(classifier.folder) if classifier.folder else None
+    return ModelLayers(name, sha256, _times(classifier, batch_size, progress))
 
 
 def _times(classifier: Classifier, batch_size: int, progress: Progress) -> tuple[LayerTime, ...]:

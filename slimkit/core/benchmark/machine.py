@@ -11,6 +11,7 @@ from slimkit.core.folder import Classifier
 from slimkit.core.measure.layer_times import TimedLayer, time_layers
 from slimkit.core.options import BenchmarkOptions, PruneOptions, Target
 from slimkit.core.progress import Progress
+from slimkit.core.pruning.channels.groups import Grouping
 from slimkit.core.pruning.cost.latency_table import LatencyTable
 from slimkit.core.pruning.cost.machine import TARGETS, Machine, network_key
 from slimkit.core.pruning.cost.shapes import Shapes
@@ -30,20 +31,19 @@ def describe_machine(classifiers: Sequence[Classifier], options: BenchmarkOption
     layers: dict[Target, dict[str, float]] = {target: {} for target in TARGETS}
     networks: dict[str, dict[Target, float]] = {}
     for classifier in classifiers:
-        own = networks.setdefault(network_key(classifier), {})
+        grouping, own = group_classifier(classifier), networks.setdefault(network_key(classifier), {})
+        require_groups(grouping)
         for target in TARGETS:
             how = PruneOptions(target=target, batch_size=options.batch_size, threads=threads)
-            layers[target] |= _time_widths(classifier, how, progress)
+            layers[target] |= _time_widths(grouping, classifier.architecture.input_shape, how, progress)
             own[target] = time_network(classifier, how, RUNS)
     steps = {target: kernel_step(target) for target in TARGETS}
     cpu = str(describe_environment()["cpu"]["model"])
     return Machine(cpu, threads, options.batch_size, steps, layers, networks)
 
 
-def _time_widths(classifier: Classifier, how: PruneOptions, progress: Progress) -> dict[str, float]:
+def _time_widths(grouping: Grouping, shape: tuple[int, ...], how: PruneOptions, progress: Progress) -> dict[str, float]:
     """The ms of each layer at all widths that a table of latencies has, by `TimedLayer.key`."""
-    grouping, shape = group_classifier(classifier), classifier.architecture.input_shape
-    require_groups(grouping)
     found: dict[TimedLayer, float] = {}
 
     def time(layers: Sequence[TimedLayer]) -> dict[TimedLayer, float]:

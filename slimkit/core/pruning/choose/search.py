@@ -217,10 +217,13 @@ class Search:
 
     def _ms(self, table: LatencyTable, widths: Widths) -> float | None:
         """What these widths take on another machine, as is told from its layers; None: that can be measured here."""
-        if self.machine is None:
-            return None
-        uncut = self.machine.network_ms(self.classifier, self.options.target)
-        return uncut * table.ms(widths) / table.ms(self.shapes.full)
+        uncut = self._ms_elsewhere
+        return None if uncut is None else uncut * table.ms(widths) / table.ms(self.shapes.full)
+
+    @cached_property
+    def _ms_elsewhere(self) -> float | None:
+        """Of the uncut network, measured on the other machine."""
+        return self.machine.network_ms(self.classifier, self.options.target) if self.machine else None
 
     def _path(self, saved: Callable[[int, Widths, int], float]) -> tuple[Widths, ...]:
         return narrow_down(self.shapes.full, self.steps, max_rate=self.options.max_rate, lost=self._loss(), saved=saved)
