@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from slimkit.core.architecture import Architecture
 from slimkit.core.coding.classifier import stored_bytes
-from slimkit.core.data import ImageSet
+from slimkit.core.data import ImageSet, decoded_once
 from slimkit.core.distillation.control import compare_with_labels
 from slimkit.core.distillation.stage import ask_teacher, distill
 from slimkit.core.errors import ModelError
@@ -101,6 +101,7 @@ def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> Sensi
 
 
 @checked
+@decoded_once()
 def run_distill(options: DistillOptions, progress: Progress = silent) -> StageResult:
     """Train a student on the labels and a teacher's logits, and write it to `options.output`.
 

@@ -148,7 +148,8 @@ def decoded_once() -> Iterator[None]:
 
     The last one alone is kept, so that memory holds one set. What changes on the disk meanwhile is not seen.
     """
-    token = _kept.set([] if _kept.get() is None else _kept.get())
+    outer = _kept.get()
+    token = _kept.set([] if outer is None else outer)
     try:
         yield
     finally:

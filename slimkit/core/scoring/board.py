@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimkit.core.data import decoded_once
 from slimkit.core.errors import MissedError, ModelError, SlimkitError, UsageError
 from slimkit.core.files import csv_text, write_atomically
 from slimkit.core.models.resolve import open_model_and_data
@@ -67,6 +68,7 @@ class Board:
 
 
 @checked
+@decoded_once()
 def run_board(options: ScoreOptions, progress: Progress = silent) -> Board:
     """Score `options.model` and `options.others` against one baseline, and write the board to `options.output`.
 
