@@ -26,7 +26,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept() -> dict[str, int]:
-    """The files of logits, with the time of the last writing of their contents."""
+    """The files of logits, each with its inode: one that is written again has another."""
     return {file.name: file.stat().st_ino for file in (cache_folder() / "teacher-logits").glob("*.npy")}
 
 

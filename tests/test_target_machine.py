@@ -112,6 +112,10 @@ def test_what_describes_no_machine_is_named(content: str, tmp_path: Path) -> Non
     [
         (["prune", "model", "--rate", "0.3", "--target-machine", "cpu.json"], "--target-machine is for a --latency"),
         (["prune", "model", "--latency", "4ms", "--target-machine", "gone.json"], "gone.json"),
+        (
+            ["prune", "model", "--latency", "4ms", "--target-machine", "cpu.json", "--sensitivity"],
+            "--sensitivity measures this machine",
+        ),
         (["benchmark", "model", "--widths"], "--layer-times"),
     ],
 )

@@ -203,6 +203,8 @@ def _check_prune(options: PruneOptions) -> None:
         )
     if options.target_machine is not None and options.latency is None:
         raise UsageError("--target-machine is for a --latency, which is not given.", "Give one, such as --latency 4ms.")
+    if options.target_machine is not None and options.sensitivity:
+        raise UsageError("--sensitivity measures this machine, and --target-machine is another.", "Leave one out.")
     if not _is_round_to(options.round_to):
         raise UsageError(f"--round-to {options.round_to} is no multiple.", "Give auto, none, or a number such as 16.")
     if options.latency is not None:
