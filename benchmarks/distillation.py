@@ -12,21 +12,22 @@ run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from int8 import Bench
 from intervals import over_seeds, with_interval
 
 from slimkit.core.data import label_map
-from slimkit.core.folder import read_folder, recorded_accuracy
+from slimkit.core.folder import recorded_accuracy
 from slimkit.core.measure.accuracy import evaluate
 from slimkit.core.models.resolve import open_model_and_data
 from slimkit.core.options import DistillOptions, ModelOptions, PruneOptions, TrainOptions
 from slimkit.core.stages import run_distill, run_prune, run_train
+
+Figures = dict[str, float]  # accuracies in %, and how many test images they stand on
 
 ORIGINAL = {"method": "kd", "optimizer": "adam", "lr": 0.001}
 WAYS: dict[str, dict[str, Any]] = {  # options of a distillation
@@ -55,73 +56,71 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--results", type=Path, default=Path("distillation.json"))
-    arguments = parser.parse_args()
-    bench = _Bench(arguments)
-    for share in arguments.shares:
-        bench.cut(share)
-        for name in arguments.ways:
-            for seed in range(arguments.seeds):
-                bench.train(share, name, seed)
-    print("\n".join(bench.table()))
+    for line in DistillationBench(parser.parse_args()).rows():
+        print(line, flush=True)
 
 
-class _Bench:
+class DistillationBench(Bench):
     """The networks, and what was measured of them."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._arguments = arguments
-        self._file: Path = arguments.results
-        self._folder = self._file.with_suffix("")
-        self._known: dict[str, dict[str, float]] = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._base = self._folder / "base"
-        size = {"image_size": arguments.image_size, "resize": arguments.image_size}
+        super().__init__(arguments)
+        self._base = self.folder / "base"
         if not self._base.exists():
-            options = TrainOptions(
-                model="resnet18", weights=arguments.weights, data=arguments.data, epochs=0, output=self._base, **size
-            )
-            run_train(options)
-        self._measure("the uncut network", self._base)
+            size = {"image_size": arguments.image_size, "resize": arguments.image_size}
+            data, weights = arguments.data, arguments.weights
+            run_train(TrainOptions(model="resnet18", weights=weights, data=data, epochs=0, output=self._base, **size))
 
-    def cut(self, share: float) -> None:
-        """The network that all trainings of a share start from."""
-        if not self._student(share).exists():
-            budget = {self._arguments.budget: share}
-            run_prune(PruneOptions(model=str(self._base), output=self._student(share), **budget))
-        self._measure(f"{share:g}: cut", self._student(share))
+    def uncut(self) -> Figures:
+        """Of the teacher."""
+        return self.get("the uncut network", lambda: measure(self._base))
 
-    def train(self, share: float, name: str, seed: int) -> None:
-        """One training."""
-        key, output = f"{share:g}: {name}: {seed}", self._folder / "trained"
-        if key in self._known:
-            return
-        epochs = self._arguments.epochs
-        how = {"epochs": epochs, "views": epochs, "seed": seed, "force": True} | WAYS[name]
-        student = str(self._student(share))
-        run_distill(DistillOptions(model=student, teacher=str(self._base), output=output, **how))
-        self._measure(key, output)
+    def cut(self, share: float) -> Figures:
+        """Of the network that all trainings of a share start from."""
+        student = self._student(share)
+        if not student.exists():
+            run_prune(PruneOptions(model=str(self._base), output=student, **{self.arguments.budget: share}))
+        return self.get(f"{share:g}: cut", lambda: measure(student))
 
-    def table(self) -> Iterator[str]:
-        """In Markdown."""
+    def train(self, share: float, name: str, seed: int) -> Figures:
+        """Of what one training makes of it."""
+        return self.get(f"{share:g}: {name}: {seed}", lambda: self._train(share, name, seed))
+
+    def rows(self) -> Iterator[str]:
+        """The table in Markdown; each line when its figures are known."""
+        arguments = self.arguments
         yield "| | test (%) | held out (%) |"
         yield "| --- | ---: | ---: |"
-        for name in dict.fromkeys(key.rpartition(": ")[0] if key.count(": ") == 2 else key for key in self._known):
-            runs = [found for key, found in self._known.items() if key == name or key.startswith(f"{name}: ")]
-            tests = [run["test"] for run in runs]
-            shown = over_seeds(tests) if len(runs) > 1 else with_interval(tests[0], int(runs[0]["images"]))
-            yield f"| {name} | {shown} | {statistics.fmean(run['held out'] for run in runs):.2f} |"
+        yield row("the uncut network", [self.uncut()])
+        for share in arguments.shares:
+            yield row(f"{share:g}: cut", [self.cut(share)])
+            for name in arguments.ways:
+                yield row(f"{share:g}: {name}", [self.train(share, name, seed) for seed in range(arguments.seeds)])
+
+    def _train(self, share: float, name: str, seed: int) -> Figures:
+        epochs, output = self.arguments.epochs, self.folder / "trained"
+        how = {"epochs": epochs, "views": epochs, "seed": seed, "force": True} | WAYS[name]
+        student, teacher = str(self._student(share)), str(self._base)
+        run_distill(DistillOptions(model=student, teacher=teacher, output=output, **how))
+        return measure(output)
 
     def _student(self, share: float) -> Path:
-        return self._folder / f"{self._arguments.budget}-{share:g}"
+        return self.folder / f"{self.arguments.budget}-{share:g}"
 
-    def _measure(self, key: str, folder: Path) -> None:
-        if key in self._known:
-            return
-        classifier, data = read_folder(folder), open_model_and_data(ModelOptions(model=str(folder)))[1]
-        classes = label_map(classifier.architecture.class_names, data.class_names)
-        found = evaluate(classifier.module, data.test, data.preprocessing, label_map=classes)
-        self._known[key] = {"test": found.top1, "held out": recorded_accuracy(folder), "images": found.images}
-        print(f"{key}: {self._known[key]}", file=sys.stderr, flush=True)
-        self._file.write_text(json.dumps(self._known, indent=1) + "\n")
+
+def measure(folder: Path) -> Figures:
+    """Of a model folder."""
+    classifier, data = open_model_and_data(ModelOptions(model=str(folder)))
+    classes = label_map(classifier.architecture.class_names, data.class_names)
+    found = evaluate(classifier.module, data.test, data.preprocessing, label_map=classes)
+    return {"test": found.top1, "held out": recorded_accuracy(folder), "images": found.images}
+
+
+def row(name: str, runs: Sequence[Figures]) -> str:
+    """A line of the table: the mean over seeds, or one accuracy with its interval."""
+    tests, held_out = ([run[split] for run in runs] for split in ("test", "held out"))
+    shown = over_seeds(tests) if len(runs) > 1 else with_interval(tests[0], int(runs[0]["images"]))
+    return f"| {name} | {shown} | {statistics.fmean(held_out):.2f} |"
 
 
 if __name__ == "__main__":
