@@ -59,6 +59,12 @@ COMPARED = (("parameters", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), 
         "--target", help="What the network will compute in: for --latency and the widths.", rich_help_panel=BUDGET
     ),
     batch_size=typer.Option("--batch-size", help="Images in a batch, for --latency.", rich_help_panel=BUDGET),
+    depth=typer.Option(
+        "--depth",
+        help="Remove whole residual blocks too, where that costs less than channels; with --macs, --params, --latency "
+        "or --max-drop.",
+        rich_help_panel=CHANNELS,
+    ),
     steps=typer.Option(
         "--steps",
         help="Cut in so many steps, each repaired, fine-tuned and scored anew; with --rate, --macs or --params.",

@@ -201,6 +201,12 @@ def _check_prune(options: PruneOptions) -> None:
             "--use-sensitivity says which groups lose how much, and so does --rate.",
             "Give --macs, --params, --latency or --max-drop as the budget.",
         )
+    if options.depth and (options.budgets in ([], ["rate"]) or options.use_sensitivity or options.sensitivity):
+        other = "--sensitivity" if options.sensitivity else "--use-sensitivity" if options.use_sensitivity else "--rate"
+        raise UsageError(
+            f"--depth removes blocks, and {other} is of single groups of channels.",
+            "Give --macs, --params, --latency or --max-drop as the budget, and no report.",
+        )
     if options.target_machine is not None and options.latency is None:
         raise UsageError("--target-machine is for a --latency, which is not given.", "Give one, such as --latency 4ms.")
     if options.target_machine is not None and options.sensitivity:

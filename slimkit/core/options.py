@@ -132,6 +132,7 @@ class PruneOptions(ModelOptions):
     target_machine: Path | None = None  # the file of another one, which the latency is for; see pruning/cost/machine.py
     target: Target = "fp32"  # what the latency is measured in, and widths are rounded for
     batch_size: int = 1  # of the latency
+    depth: bool = False  # remove whole residual blocks too, where that costs less than channels
     steps: int = (
         1  # in which a rate, MACs or parameters are reached; each scores the network that the last one repaired
     )

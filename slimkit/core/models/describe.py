@@ -28,6 +28,11 @@ def describe_layers(
     )
 
 
+def known_widths(architecture: Architecture) -> dict[str, int]:
+    """The output channels that each layer had before any pruning, as `describe_layers` takes them."""
+    return {layer.name: layer.width_before or layer.out_channels or 0 for layer in architecture.layers}
+
+
 def describe_graph(
     architecture: Architecture, graph: Graph, widths_before: Mapping[str, int] | None = None
 ) -> Architecture:

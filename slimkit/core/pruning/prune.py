@@ -166,7 +166,7 @@ def carry_out(classifier: Classifier, plan: Plan, repair: Repair) -> PruneResult
     made = dataclasses.replace(
         fitted.architecture,
         pruning_rate=PruningRate(
-            asked=_together(earlier.asked, plan.asked), reached=_together(earlier.reached, report.reached)
+            asked=together(earlier.asked, plan.asked), reached=together(earlier.reached, report.reached)
         ),
         compression_steps=(*fitted.architecture.compression_steps, plan.step),
     )
@@ -252,6 +252,6 @@ def _unreached(graph: Graph) -> list[str]:
     return [name.removesuffix(".weight") for name in graph.unused if name.endswith(".weight")]
 
 
-def _together(earlier: float, now: float) -> float:
+def together(earlier: float, now: float) -> float:
     """The share that two cuts, one after the other, took away."""
     return 1 - (1 - earlier) * (1 - now)

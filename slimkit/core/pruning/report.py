@@ -1,7 +1,7 @@
 """What a pruning did: the cut network with the figures and the proof of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ class PruneReport:
     difference: float  # between the logits of the cut network and the masked original, relative; before the repair
     reconstructed_images: int  # 0: the layers have the weights of the uncut network
     recalibrated_images: int  # 0: BatchNorm has the statistics of the uncut network
+    blocks: tuple[str, ...] = ()  # that are gone as a whole: what they added to passes through
 
     @property
     def reached(self) -> float:
@@ -89,6 +90,7 @@ class PruneResult:
         return (
             f"Proof: the logits differ by {self.report.difference:.1e} (relative) from the original with the same "
             "channels masked.",
+            *((f"These blocks went as a whole: {', '.join(self.report.blocks)}.",) if self.report.blocks else ()),
             self.report.repair,
             *((self.report.shortfall,) if self.report.shortfall else ()),
             *(f"{layer} stays whole: {reason}." for layer, reason in self.report.whole.items()),
@@ -134,12 +136,25 @@ class Pruned:
 def join_cuts(cuts: Sequence[Pruned]) -> Pruned:
     """Cuts that were made one after the other, reported as one: from the first one's network to the last one's."""
     first, last = cuts[0].result.report, cuts[-1].result.report
-    widths = {group.layers: group.width_before for group in first.groups}
     report = replace(
         last,
         asked=1 - math.prod(1 - cut.result.report.asked for cut in cuts),
         before=first.before,
-        groups=tuple(replace(group, width_before=widths[group.layers]) for group in last.groups),
+        groups=tuple(_joined_groups(first.groups, last.groups)),
         difference=max(cut.result.report.difference for cut in cuts),
+        blocks=tuple(block for cut in cuts for block in cut.result.report.blocks),
     )
     return replace(cuts[-1], result=replace(cuts[-1].result, report=report))
+
+
+def _joined_groups(before: Sequence[GroupCut], after: Sequence[GroupCut]) -> Iterator[GroupCut]:
+    """Those of `after` with the widths that they had before, and those whose layers are all gone."""
+    first_of = {layer: group for group in before for layer in group.layers}
+    found = set[GroupCut]()
+    for group in after:
+        origin = next((first_of[layer] for layer in group.layers if layer in first_of), group)
+        found.add(origin)
+        yield replace(group, width_before=origin.width_before)
+    for group in before:
+        if group not in found:
+            yield replace(group, width=0)

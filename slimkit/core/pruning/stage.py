@@ -15,6 +15,7 @@ from slimkit.core.pruning.choose.budgets import Budget, absolute, parse_latency
 from slimkit.core.pruning.choose.search import FINAL_RUNS, Finetune, Search
 from slimkit.core.pruning.choose.sensitivity import Sensitivity, measure_groups
 from slimkit.core.pruning.cost.shapes import Cost
+from slimkit.core.pruning.depth.search import cut_depth
 from slimkit.core.pruning.prune import Repair
 from slimkit.core.pruning.report import Pruned, join_cuts
 
@@ -35,12 +36,17 @@ def prune_to_budget(
     """
     search = Search(classifier, data, options, finetune, progress)
     budget = budget_of(options, search.whole)
+    return cut_depth(search, budget, _cut) if options.depth else _cut(search, budget)
+
+
+def _cut(search: Search, budget: Budget) -> Pruned:
+    """Channels go until the budget is kept."""
     if budget.kind == "latency":
         return search.to_latency(budget)
     if budget.kind == "max_drop":
         return search.to_accuracy(budget)
     cuts = []
-    for part in parts_of(budget, search.whole, options.steps):
+    for part in parts_of(budget, search.whole, search.options.steps):
         cuts.append(search.to_size(part))
         search = dataclasses.replace(search, classifier=cuts[-1].result.classifier)
     return dataclasses.replace(join_cuts(cuts), budget=budget)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from slimkit.core.errors import MissedError
+from slimkit.core.measure.divergence import divergence, log_probabilities
 from slimkit.core.progress import Progress
 from slimkit.core.quantization.simulate import Simulation
 from slimkit.core.quantization.weights.rounded import RoundedLayer
@@ -31,17 +31,14 @@ def layer_costs(
         rounding.enabled = False
     costs = {}
     with progress("search costly layers", len(simulation.layers) + 1) as advance:
-        wanted = _answers(simulation, batches)
+        wanted = log_probabilities(simulation.network, batches)
         advance(1)
         for name, layer in simulation.layers.items():
             weight = layer.weight.clone()
             layer.weight.copy_(rounded[name].weight)
             if name in simulation.rounding:
                 simulation.rounding[name].enabled = True
-            divergence = functional.kl_div(
-                _answers(simulation, batches), wanted, reduction="batchmean", log_target=True
-            )
-            costs[name] = float(divergence)
+            costs[name] = divergence(log_probabilities(simulation.network, batches), wanted)
             layer.weight.copy_(weight)
             if name in simulation.rounding:
                 simulation.rounding[name].enabled = False
@@ -49,11 +46,6 @@ def layer_costs(
     for rounding in simulation.rounding.values():
         rounding.enabled = True
     return dict(sorted(costs.items(), key=lambda item: -item[1]))
-
-
-def _answers(simulation: Simulation, batches: Sequence[Tensor]) -> Tensor:
-    """Log-probabilities [images, classes]."""
-    return torch.cat([functional.log_softmax(simulation.network(batch), dim=1) for batch in batches])
 
 
 def fewest_in_float(costly: Sequence[str], drop: Callable[[Collection[str]], float], max_drop: float) -> list[str]:

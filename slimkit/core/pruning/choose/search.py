@@ -59,6 +59,7 @@ class Search:
     options: PruneOptions
     finetune: Finetune | None
     progress: Progress
+    reference: Search | None = None  # on the network from which blocks went before; None: this one is whole
 
     @cached_property
     def grouping(self) -> Grouping:
@@ -188,14 +189,26 @@ class Search:
         path = [Point(widths, table.ms(widths)) for widths in self._path(table.ms_saved)]
         point = fit_latency(path, measure, budget.amount)
         pruned = self.finish(budget, self._narrowed(point.widths))
+        before = self.reference.ms if self.reference else timings[0]
         if after := self._ms(table, point.widths):
-            return dataclasses.replace(pruned, latency=(timings[0], after), machine=self.machine)
+            return dataclasses.replace(pruned, latency=(before, after), machine=self.machine)
         after = self.measure(pruned.result.classifier, FINAL_RUNS)
         if after > budget.amount:  # a passing load on the machine is no reason to throw the repair away
             after = self.measure(pruned.result.classifier, FINAL_RUNS)
         if after > budget.amount:
             raise missed("ms", budget.amount, min(timings), timings[0], after)
-        return dataclasses.replace(pruned, latency=(timings[0], after))
+        return dataclasses.replace(pruned, latency=(before, after))
+
+    @cached_property
+    def ms(self) -> float:
+        """The latency of the network as it is, measured here or told of another machine."""
+        return self._ms(self.latency_table(), self.shapes.full) or self.measure(self.classifier, FINAL_RUNS)
+
+    def keeps_to(self, budget: Budget) -> bool:
+        """Whether the network needs no cut for a budget of MACs, parameters or latency."""
+        if budget.kind == "latency":
+            return self.ms <= budget.amount
+        return budget.kind in ("macs", "parameters") and getattr(self.whole, budget.kind) <= budget.amount
 
     @cached_property
     def machine(self) -> Machine | None:
@@ -217,13 +230,16 @@ class Search:
 
     def _ms(self, table: LatencyTable, widths: Widths) -> float | None:
         """What these widths take on another machine, as is told from its layers; None: that can be measured here."""
-        uncut = self._ms_elsewhere
-        return None if uncut is None else uncut * table.ms(widths) / table.ms(self.shapes.full)
+        return table.ms(widths) * self._scale if self._scale else None
 
     @cached_property
-    def _ms_elsewhere(self) -> float | None:
-        """Of the uncut network, measured on the other machine."""
-        return self.machine.network_ms(self.classifier, self.options.target) if self.machine else None
+    def _scale(self) -> float | None:
+        """What the whole network, measured on the other machine, takes for each ms that is told from its layers."""
+        if self.reference:
+            return self.reference._scale
+        if self.machine is None:
+            return None
+        return self.machine.network_ms(self.classifier, self.options.target) / self.latency_table().ms(self.shapes.full)
 
     def _path(self, saved: Callable[[int, Widths, int], float]) -> tuple[Widths, ...]:
         return narrow_down(self.shapes.full, self.steps, max_rate=self.options.max_rate, lost=self._loss(), saved=saved)
@@ -246,7 +262,7 @@ class Search:
 
     def to_accuracy(self, budget: Budget) -> Pruned:
         """The most severe cut that, repaired and fine-tuned, loses no more than the budget on held-out images."""
-        wanted = self.accuracy(self.classifier) - budget.amount
+        wanted = self.accuracy((self.reference or self).classifier) - budget.amount
 
         def try_out(chosen: Chosen) -> tuple[Pruned | None, float]:
             if not any(len(lost) for lost in chosen):

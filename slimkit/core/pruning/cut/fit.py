@@ -14,7 +14,7 @@ from slimkit.core.folder import Classifier
 from slimkit.core.graph import Graph
 from slimkit.core.measure.macs import count_network
 from slimkit.core.measure.modes import evaluating
-from slimkit.core.models.describe import describe_graph, describe_layers
+from slimkit.core.models.describe import describe_graph, describe_layers, known_widths
 
 TOLERANCE = 1e-3
 
@@ -25,7 +25,7 @@ def fit_classifier(classifier: Classifier, graph: Graph, images: Tensor) -> Clas
     Raises ModelError as `fit_module` does.
     """
     architecture = classifier.architecture
-    widths = {layer.name: layer.width_before or layer.out_channels or 0 for layer in architecture.layers}
+    widths = known_widths(architecture)
     if architecture.is_graph:
         return Classifier(graph.network(), describe_graph(architecture, graph, widths))
     module = fit_module(classifier.module, graph, images).eval()

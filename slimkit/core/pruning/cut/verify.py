@@ -52,6 +52,23 @@ def verify_cut(grouping: Grouping, chosen: Sequence[Tensor], cut: Graph) -> floa
     return difference
 
 
+def verify_bypass(graph: Graph, branches: Mapping[str, str], short: Graph, images: Tensor) -> float:
+    """Compare `short` with `graph` where what a sum (key) reads of its branch (value) counts as zero.
+
+    images: [n, channels, height, width]. Returns the largest difference of the logits, relative to the largest logit.
+    Raises MissedError where a difference is above TOLERANCE, of the logits or of any value that both networks have.
+    """
+    masks = {total: {branch: torch.zeros(())} for total, branch in branches.items()}
+    shared = [node.name for node in short.nodes if node.name in graph.by_name]
+    wanted, got = _values(graph, images, masks, shared), _values(short, images, {}, shared)
+    difference = 0.0
+    for name, value in got.items():
+        difference = _difference(wanted[name], value)
+        if not difference <= TOLERANCE:  # a NaN must not pass
+            raise _missed(f"{name} of the network without {', '.join(branches)} differs by {difference:.1e}.")
+    return difference
+
+
 def _joins_channels_and_images(trace: Trace) -> bool:
     """Whether channels lie along the dimension of the images, as heads do for bmm: masks are for one image alone."""
     return any(0 in spans(trace.values[name]) for node, inputs in trace.mixed.items() for name in (node, *inputs))

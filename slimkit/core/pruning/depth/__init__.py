@@ -1,0 +1,1 @@
+"""Removing whole residual blocks, where that costs less than channels."""
