@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -57,4 +56,6 @@ def _beta(draw: Tensor, alpha: float) -> Tensor:
     """Numbers from Beta(alpha, alpha) by uniform ones [n]; all 1 where alpha is 0."""
     if alpha == 0:
         return torch.ones_like(draw)
+    from scipy.special import betaincinv  # a third of a second, for the trainings that mix images alone
+
     return torch.from_numpy(betaincinv(alpha, alpha, draw.double().numpy())).float()

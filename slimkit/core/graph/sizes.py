@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from typing import TYPE_CHECKING
 
-import sympy  # type: ignore[import-untyped]  # it carries no types
 import torch
 
 from slimkit.core.errors import ModelError
 from slimkit.core.graph.node import Size
+
+if TYPE_CHECKING:  # half a second for what torch.export loads where it is needed
+    import sympy  # type: ignore[import-untyped]  # it carries no types
 
 _FUNCTIONS = {
     "Add": "add",
@@ -42,7 +45,7 @@ def _read(expression: sympy.Expr, symbols: Mapping[str, int]) -> Size | int:
     if expression.is_Symbol and str(expression) in symbols:
         return Size("image", (symbols[str(expression)],))
     if kind == "Pow" and expression.exp.is_Integer and int(expression.exp) > 0:
-        return _read(sympy.Mul(*[expression.base] * int(expression.exp), evaluate=False), symbols)
+        return reduce(lambda a, b: Size("mul", (a, b)), [_read(expression.base, symbols)] * int(expression.exp))
     if kind in ("CeilToInt", "FloorToInt", "TruncToInt") and type(expression.args[0]).__name__ == "IntTrueDiv":
         return _quotient(*(_read(part, symbols) for part in expression.args[0].args), up=kind == "CeilToInt")
     if kind not in _FUNCTIONS:

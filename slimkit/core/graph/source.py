@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sysconfig
 from pathlib import Path
 
-import sympy  # type: ignore[import-untyped]  # it carries no types
-import torch
 from torch import fx
 
-import slimkit
-
-_NOT_USERS = tuple(Path(str(package.__file__)).parent for package in (torch, sympy, slimkit))
+_NOT_USERS = tuple(
+    Path(spec.origin).parent  # not imported for it: sympy takes half a second
+    for package in ("torch", "sympy", "slimkit")
+    if (spec := importlib.util.find_spec(package)) and spec.origin
+)
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
 
