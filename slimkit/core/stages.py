@@ -76,7 +76,7 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
 
     Raises MissedError, and writes nothing, where the budget can't be kept or the proof of the cut fails.
     """
-    classifier, data = open_model_and_data(options, progress=progress)
+    classifier, data = open_model_and_data(options, may_resize=True, progress=progress)
     _require_float(classifier)
     _require_labels(data, options)
     data = data.without_unreadable(progress, few=not options.finetune_epochs)
@@ -91,7 +91,7 @@ def run_prune(options: PruneOptions, progress: Progress = silent) -> StageResult
 def run_sensitivity(options: PruneOptions, progress: Progress = silent) -> SensitivityResult:
     """Report what each group of channels would cost and save, as JSON and as a picture beside `options.output`."""
     file, picture = output_files(options)
-    classifier, data = open_model_and_data(options, progress=progress)
+    classifier, data = open_model_and_data(options, may_resize=True, progress=progress)
     _require_float(classifier)
     data.require_labels("--sensitivity")
     report = measure_sensitivity(classifier, data, options, progress)
@@ -110,7 +110,7 @@ def run_distill(options: DistillOptions, progress: Progress = silent) -> StageRe
     result = _run_training(options, "Distillation", distill, progress)
     if not options.control:
         return result
-    classifier, data = open_model_and_data(options, progress=progress)
+    classifier, data = open_model_and_data(options, may_resize=True, progress=progress)
     compared = compare_with_labels(
         classifier, data.without_unreadable(progress), options, result.figures["accuracy"], progress
     )
@@ -123,7 +123,7 @@ def run_ask(options: DistillOptions, seconds: float, progress: Progress = silent
 
     Writes no model. Raises as `run_distill`.
     """
-    classifier, data = open_model_and_data(options, progress=progress)
+    classifier, data = open_model_and_data(options, may_resize=True, progress=progress)
     return ask_teacher(classifier, data.without_unreadable(progress), options, seconds, progress)
 
 
@@ -141,7 +141,7 @@ def _run_training(
     files = TrainingFiles.of(options) if launch().is_first else None
     with joined_ranks(options.device, options.batch_size) as ranks:
         with first_of_machine_first(ranks):
-            classifier, data = open_model_and_data(options, width=width, progress=progress)
+            classifier, data = open_model_and_data(options, width=width, may_resize=True, progress=progress)
         _require_float(classifier)
         data.require_labels(what)
         data = data if options.epochs == 0 else data.without_unreadable(progress)
@@ -161,7 +161,7 @@ def _run_training(
 @checked
 def run_quantize(options: QuantizeOptions, progress: Progress = silent) -> StageResult:
     """Turn every Conv2d and Linear to int8 and write the submission to `options.output`."""
-    classifier, data = open_model_and_data(options, progress=progress)
+    classifier, data = open_model_and_data(options, may_resize=True, progress=progress)
     _require_float(classifier)
     _require_labels(data, options)
     data = data.without_unreadable(progress, few=not options.qat_epochs)

@@ -15,9 +15,9 @@ from torch import Tensor
 from slimkit.core.architecture import Preprocessing
 from slimkit.core.baseline import named_baseline, open_baseline
 from slimkit.core.data import ImageSet, evaluation_input, random_images
-from slimkit.core.folder import Classifier, read_folder
+from slimkit.core.folder import Classifier
 from slimkit.core.models.classes import numbered
-from slimkit.core.models.resolve import is_folder, open_model_and_data
+from slimkit.core.models.resolve import is_folder, open_folder, open_model_and_data
 from slimkit.core.options import BenchmarkOptions, ModelOptions
 from slimkit.core.progress import Progress
 from slimkit.core.sizes import as_size
@@ -80,7 +80,7 @@ def open_models(options: BenchmarkOptions, progress: Progress) -> Iterator[list[
 def open_own(own: ModelOptions, progress: Progress) -> tuple[Classifier, ImageSet | None]:
     """A model of slimkit's, and the data where they are named or the model needs them for its classes."""
     if is_folder(own.model) and own.data is None and own.weights is None and not own.pretrained:
-        return read_folder(Path(own.model)), None
+        return open_folder(own), None
     return open_model_and_data(own, progress=progress)
 
 

@@ -133,7 +133,7 @@ def open_dataset(
     """
     collection = find_collection(spec, progress)
     usual = dataclasses.replace(wanted or collection.suggested, **(stated or {}))
-    preprocessing, kept = _preprocessing(usual, image_size, resize), _kept.get()
+    preprocessing, kept = sized(usual, image_size, resize), _kept.get()
     if kept and (kept[0].source, kept[0].preprocessing) == (spec, preprocessing):
         return kept[0]
     data = _prepared(collection, spec, preprocessing)
@@ -218,7 +218,8 @@ def label_map(model_names: Sequence[str], data_names: Sequence[str]) -> Tensor:
     return torch.tensor([places[model_loader.normalized(name)] for name in data_names])
 
 
-def _preprocessing(usual: Preprocessing, image_size: Size | None, resize: Size | None) -> Preprocessing:
+def sized(usual: Preprocessing, image_size: Size | None, resize: Size | None) -> Preprocessing:
+    """The preprocessing with an image size, or a size before the cut, that is asked for. Raises UsageError."""
     crop = usual.crop if image_size is None else image_size
     resize = _in_proportion(crop, usual) if resize is None else resize
     if min(sides(crop)) < 1 or not covers(resize, crop):

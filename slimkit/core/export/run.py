@@ -12,9 +12,9 @@ from slimkit.core.export.check import LogitCheck, check_answers, check_logits
 from slimkit.core.export.convert import onnx_kind, to_onnx
 from slimkit.core.export.exporter import OPSET
 from slimkit.core.files import write_atomically
-from slimkit.core.folder import Classifier, read_folder
+from slimkit.core.folder import Classifier
 from slimkit.core.models.lineage import recorded_data
-from slimkit.core.models.resolve import is_folder, open_data_for, open_model_and_data
+from slimkit.core.models.resolve import is_folder, open_data_for, open_folder, open_model_and_data
 from slimkit.core.options import ExportOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.run import checked
@@ -40,7 +40,7 @@ class ExportReport:
 def run_export(options: ExportOptions, progress: Progress = silent) -> ExportReport:
     """Write the model of `options` as ONNX. Raises MissedError, and writes nothing, where its logits disagree."""
     if is_folder(options.model):
-        classifier, data = read_folder(Path(options.model)), None
+        classifier, data = open_folder(options, may_resize=True), None
         if options.data or recorded_data(classifier):
             data = open_data_for(classifier, options, progress=progress)
     else:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from slimkit.core.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture, Preprocessing
-from slimkit.core.data import ImageSet, label_map, open_dataset
+from slimkit.core.data import ImageSet, label_map, open_dataset, sized
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import METADATA, Classifier, read_folder, write_folder
 from slimkit.core.graph.capture import capture, network_of
@@ -42,8 +42,10 @@ from slimkit.core.models.own import (
     own_type,
     parse_arguments,
 )
+from slimkit.core.models.resize import resized
 from slimkit.core.options import OF_NAMED_MODELS, ModelOptions
 from slimkit.core.progress import Progress, silent
+from slimkit.core.sizes import show_size
 from slimkit.standalone.model import build_model
 from slimkit.standalone.model_loader import sides
 
@@ -55,17 +57,17 @@ _MAKERS = {"runs/train": "train", "runs/prune": "prune", "runs/distill": "distil
 
 
 def open_model_and_data(
-    options: ModelOptions, *, width: int | None = None, progress: Progress = silent
+    options: ModelOptions, *, width: int | None = None, may_resize: bool = False, progress: Progress = silent
 ) -> tuple[Classifier, ImageSet]:
     """Open the model of `options`, and the data that it is to be used with.
 
     A folder's data are those that it was made with unless `options.data` names others, which must have the model's
-    classes. A named model gets its classes from the data, and its input size from `pretrained` weights, else from the
-    data. A network of the user's own says how many channels its images have. Raises SlimkitError.
+    classes. Where the options ask for images of another size, its model is made one for that size, if it `may_resize`;
+    else that is refused. A named model gets its classes from the data, and its input size from `pretrained` weights,
+    else from the data. A network of the user's own says how many channels its images have. Raises SlimkitError.
     """
     if is_folder(options.model):
-        _reject_weights(options)
-        classifier = read_folder(Path(options.model))
+        classifier = open_folder(options, may_resize=may_resize)
         return classifier, open_data_for(classifier, options, progress=progress)
     data = open_dataset(
         options.data or DEFAULT_DATA,
@@ -92,6 +94,21 @@ def open_data_for(classifier: Classifier, options: ModelOptions, *, progress: Pr
     )
     label_map(architecture.class_names, data.class_names)
     return data
+
+
+def open_folder(options: ModelOptions, *, may_resize: bool = False) -> Classifier:
+    """The model folder of `options`, for images of the size that they ask for. Raises as `open_model_and_data`."""
+    _reject_weights(options)
+    classifier = read_folder(Path(options.model))
+    own = classifier.architecture.preprocessing
+    asked = sized(own, options.image_size, options.resize)
+    if asked != own and not may_resize:
+        one, other = (f"{show_size(p.crop)} pixels of {show_size(p.resize)}" for p in (own, asked))
+        raise UsageError(
+            f"{options.model} is for images of {one}, not of {other}.",
+            "Leave out --image-size and --resize; slimkit prune, distill and quantize make a model for another size.",
+        )
+    return resized(classifier, asked)
 
 
 def open_named(
