@@ -112,9 +112,11 @@ class Tokens(nn.Module):
         super().__init__()
         self.stem, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.GroupNorm(4, 8), nn.Linear(8, 3)
         self.qkv, self.token = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 1, 8))
+        self.mix = nn.Conv2d(8, 8, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = functional.pad(self.norm(self.stem(x)), (1, 0, 0, 1), mode="replicate")
+        x = self.norm(self.mix(functional.pad(self.stem(x), (0, 1, 1, 0))))  # zeros among codes
+        x = functional.pad(x, (1, 0, 0, 1), mode="replicate")
         x = torch.maximum(functional.interpolate(x, (5, 7), mode="bilinear"), 0.5 * functional.softsign(x[..., :5, :7]))
         tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
         q, k, v = self.qkv(tokens).reshape(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4)

@@ -1807,7 +1807,8 @@ class ZeroPad(Rearrange):
 
     def move(self, inputs: Sequence[Tensor], zero_point: Any) -> Tensor:
         """Codes -> codes."""
-        return functional.pad(inputs[0], self.arguments[1], value=int(zero_point))
+        code = 0 if inputs[0].is_meta else int(zero_point)  # meta: shapes without numbers
+        return functional.pad(inputs[0], self.arguments[1], value=code)
 
 
 class MaxPool2d(Function):
