@@ -31,16 +31,19 @@ Figures = dict[str, float]  # accuracies in %, and how many test images they sta
 
 ORIGINAL = {"method": "kd", "optimizer": "adam", "lr": 0.001}
 WAYS: dict[str, dict[str, Any]] = {  # options of a distillation
-    "the default": {},
+    "the default (kd, Muon)": {},
     "labels alone": ORIGINAL | {"alpha": 0.0},
     "the original recipe (kd, Adam)": ORIGINAL,
     "dkd, Adam": ORIGINAL | {"method": "dkd"},
     "dist, Adam": ORIGINAL | {"method": "dist", "temperature": 1.0},
     "standardized, Adam": ORIGINAL | {"method": "standardized", "temperature": 2.0},
-    "kd, SGD": {"method": "kd", "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4},
-    "kd, AdamW": {"method": "kd", "optimizer": "adamw", "lr": 0.002, "weight_decay": 0.05},
-    "kd, Muon": {"method": "kd", "optimizer": "muon", "lr": 0.004, "weight_decay": 0.05},
-    "dist, Muon": {"method": "dist", "temperature": 1.0, "optimizer": "muon", "lr": 0.004, "weight_decay": 0.05},
+    "kd, SGD": {"method": "kd", "optimizer": "sgd", "lr": 0.05},
+    "kd, AdamW": {"method": "kd", "optimizer": "adamw"},
+    "kd, Muon at half the rate": {"lr": 0.001},
+    "kd, Muon at twice the rate": {"lr": 0.004},
+    "dkd, Muon": {"method": "dkd"},
+    "dist, Muon": {"method": "dist", "temperature": 1.0},
+    "labels alone, Muon": {"alpha": 0.0},
 }
 
 

@@ -74,7 +74,6 @@ def test_the_recipe_that_is_left_repeats_the_choice_without_a_search(searched: t
     assert left["prune"]["params"] == choice["share"]
     assert left["distill"]["minutes"] == choice["minutes"]
     assert left["distill"]["views"] == FEWER["VIEWS"]
-    assert left["distill"]["optimizer"] == "muon"
     assert left["quantize"].get("weight_bits", 8) == choice["bits"]
     steps = json.loads((folder / "small/submission/trained_pruned_architecture.json").read_text())["compression_steps"]
     assert len(steps) == 3  # cut, distilled, quantized

@@ -107,7 +107,7 @@ FLAGS: dict[str, Any] = {
         "AdamW does the rest.",
     ),
     "lr": typer.Option("--lr", help="Peak learning rate. Without it: the optimizer's usual one."),
-    "weight_decay": typer.Option("--weight-decay", help="Decay of the weights."),
+    "weight_decay": typer.Option("--weight-decay", help="Decay of the weights. Without it: the optimizer's usual one."),
     "runs": typer.Option("--runs", help="Timed runs for each latency."),
     "run_code": typer.Option(
         "--run-code", help="Run the code of a folder that slimkit did not write, in a sandbox without labels and files."

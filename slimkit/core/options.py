@@ -112,7 +112,7 @@ class TrainOptions(ModelOptions, LongRunOptions):
     batch_size: int = 128
     optimizer: Optimizer = "adamw"
     lr: float | None = None  # peak learning rate; None: the optimizer's usual one
-    weight_decay: float = 0.05
+    weight_decay: float | None = None  # None: the optimizer's usual one
     label_smoothing: float = 0.1
     device: Device = "auto"
 
@@ -165,9 +165,9 @@ class DistillOptions(ModelOptions, LongRunOptions):
     teacher_weights: Path | None = None
     epochs: int | None = None  # None: DISTILL_EPOCHS
     batch_size: int = 128
-    optimizer: Optimizer = "adam"
-    lr: float = 0.001
-    weight_decay: float = 0.0
+    optimizer: Optimizer = "muon"
+    lr: float | None = None  # None: the optimizer's usual one; so for the next
+    weight_decay: float | None = None
     method: Method = "kd"
     temperature: float = 4.0
     alpha: float = 0.9  # weight of the teacher's loss; the labels' has 1 - alpha

@@ -60,7 +60,7 @@ def compare_with_labels(
 
 def _train_on_labels(classifier: Classifier, data: ImageSet, options: DistillOptions, progress: Progress) -> Classifier:
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
-    how = fit_options_of(options, epochs, options.lr, progressive=False)
+    how = fit_options_of(options, epochs, progressive=False)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         return functional.cross_entropy(logits, batch.labels)

@@ -31,7 +31,7 @@ def ask_teacher(
 
     Raises as `distill`.
     """
-    fit_options = fit_options_of(options, 0, options.lr, progressive=False)
+    fit_options = fit_options_of(options, 0, progressive=False)
     teacher, view, _ = _open_knowing(classifier, data, options, fit_options, progress)
     return ask_about_views(teacher, view or data, fit_options, seconds, progress)
 
@@ -51,7 +51,7 @@ def distill(
     Raises UsageError for impossible options or where no teacher can be found, ModelError where training diverges.
     """
     epochs = DISTILL_EPOCHS if options.epochs is None else options.epochs
-    fit_options = fit_options_of(options, epochs, options.lr, progressive=False, ranks=ranks)
+    fit_options = fit_options_of(options, epochs, progressive=False, ranks=ranks)
     teacher, view, accuracy = _open_knowing(classifier, data, options, fit_options, progress)
     name = _name_of(teacher)
     log.info("distilling %s into %s for %s", name, options.model, how_long(fit_options))

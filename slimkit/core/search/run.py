@@ -27,7 +27,6 @@ from slimkit.core.progress import Progress, silent
 from slimkit.core.recipe import CompressReport, Recipe, run_recipe
 from slimkit.core.recipe.run import run_stages
 from slimkit.core.scoring.formula import Figures, score
-from slimkit.core.search.learning import learning
 from slimkit.core.search.plot import draw_search
 from slimkit.core.search.record import SHOWN, Budget, Choice, Record, Tried
 from slimkit.core.stages import run_ask, run_distill, run_prune, run_quantize
@@ -107,7 +106,7 @@ def require_reached(found: Found) -> None:
 def _chosen(recipe: Recipe, choice: Choice, views: int | None) -> Recipe:
     chosen: dict[str, dict[str, Any]] = {
         "prune": {choice.budget: choice.share},
-        "distill": learning(recipe.stages["distill"]) | {"minutes": choice.minutes, "views": views},
+        "distill": {"epochs": None, "minutes": choice.minutes, "views": views},
         "quantize": {"weight_bits": choice.bits},
     }
     stages = {name: dataclasses.replace(options, **chosen.get(name, {})) for name, options in recipe.stages.items()}
@@ -216,7 +215,7 @@ class _Search:
 
     def _distilling(self, source: Path, output: Path, **changes: Any) -> DistillOptions:
         """The recipe's options of a distillation from the baseline, unless the recipe has another teacher."""
-        changes |= {"model": source, "output": output} | learning(self._recipe.stages["distill"])
+        changes |= {"model": source, "output": output} | {"epochs": None}
         options: DistillOptions = self._options_of("distill", DistillOptions, **changes)
         return dataclasses.replace(options, teacher=options.teacher or str(self._source))
 

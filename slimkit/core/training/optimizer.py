@@ -7,6 +7,7 @@ from slimkit.core.options import Optimizer
 from slimkit.core.training.muon import Muon
 
 USUAL_RATES: dict[Optimizer, float] = {"sgd": 0.1, "adam": 0.001, "adamw": 0.002, "muon": 0.002}  # at batch 128
+USUAL_DECAYS: dict[Optimizer, float] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05, "muon": 0.05}
 
 
 def make_optimizer(module: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:

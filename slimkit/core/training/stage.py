@@ -19,7 +19,7 @@ from slimkit.core.progress import Progress, silent
 from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import FitOptions, Trained, fit
-from slimkit.core.training.optimizer import USUAL_RATES
+from slimkit.core.training.optimizer import USUAL_DECAYS, USUAL_RATES
 from slimkit.core.training.probe import takes_smaller_images
 from slimkit.core.training.ranks import ALONE, Ranks
 from slimkit.core.training.views import Batch
@@ -47,8 +47,7 @@ def train(
     has_weights = classifier.folder is not None or options.weights is not None or options.pretrained
     progressive = not has_weights and takes_smaller_images(classifier.module, data.preprocessing)
     epochs = _USUAL_EPOCHS.get(data.name, _EPOCHS) if options.epochs is None else options.epochs
-    lr = USUAL_RATES[options.optimizer] if options.lr is None else options.lr
-    fit_options = fit_options_of(options, epochs, lr, progressive=progressive, ranks=ranks)
+    fit_options = fit_options_of(options, epochs, progressive=progressive, ranks=ranks)
     length = how_long(fit_options)
     log.info("training %s on %d images of %s for %s", options.model, len(data.train), data.name, length)
     files = files and files.of_run(describe_run(options, data, classifier.module, ranks=ranks))
@@ -63,17 +62,18 @@ def train(
 
 
 def fit_options_of(
-    options: TrainOptions | DistillOptions, epochs: int, lr: float, *, progressive: bool, ranks: Ranks = ALONE
+    options: TrainOptions | DistillOptions, epochs: int, *, progressive: bool, ranks: Ranks = ALONE
 ) -> FitOptions:
     """Check the options that training and distillation share. Raises UsageError."""
+    name, lr, decay = options.optimizer, options.lr, options.weight_decay
     check_options(options)
     return FitOptions(
         epochs=0 if options.minutes else epochs,
         minutes=options.minutes,
         batch_size=options.batch_size,
-        optimizer=options.optimizer,
-        lr=lr,
-        weight_decay=options.weight_decay,
+        optimizer=name,
+        lr=USUAL_RATES[name] if lr is None else lr,
+        weight_decay=USUAL_DECAYS[name] if decay is None else decay,
         seed=options.seed,
         device=resolve_device(options.device),
         progressive=progressive,

@@ -16,7 +16,6 @@ from slimkit.core.progress import Progress
 from slimkit.core.pruning.choose.search import Finetune
 from slimkit.core.pruning.repair.tune import tune
 from slimkit.core.training.loop import fit
-from slimkit.core.training.optimizer import USUAL_RATES
 from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
 from slimkit.core.training.views import Batch
 
@@ -41,8 +40,8 @@ def finetuner(uncut: Classifier, data: ImageSet, options: PruneOptions, progress
 
 def _on_labels(classifier: Classifier, data: ImageSet, options: PruneOptions, progress: Progress) -> Classifier:
     """Trained on the labels alone, by the loop that `train` uses."""
-    as_training = TrainOptions(device=options.device, seed=options.seed, optimizer="adam", weight_decay=0.0)
-    fit_options = fit_options_of(as_training, options.finetune_epochs, USUAL_RATES["adam"], progressive=False)
+    as_training = TrainOptions(device=options.device, seed=options.seed, optimizer="adam")
+    fit_options = fit_options_of(as_training, options.finetune_epochs, progressive=False)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(logits, batch.labels, label_smoothing=as_training.label_smoothing)
