@@ -105,8 +105,8 @@ def make_network(classes: int) -> nn.Module:
 
 def slimkit_loop(data: ImageSet, epochs: int) -> Speed:
     """A training by `fit`, progressive where it has several epochs."""
-    options = TrainOptions(optimizer="sgd", batch_size=BATCH, device="cpu")
-    fit_options = fit_options_of(options, epochs, RATE, progressive=epochs > 1)
+    options = TrainOptions(optimizer="sgd", lr=RATE, batch_size=BATCH, device="cpu")
+    fit_options = fit_options_of(options, epochs, progressive=epochs > 1)
 
     def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return cross_entropy(logits, batch.labels)

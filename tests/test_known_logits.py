@@ -33,7 +33,7 @@ def kept() -> dict[str, int]:
 def test_what_is_known_is_what_the_teacher_answers_to_each_view(image_folder: Path) -> None:
     teacher = small_classifier()
     data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
-    options = fit_options_of(DistillOptions(device="cpu", views=2, batch_size=3, seed=5), 5, 0.001, progressive=False)
+    options = fit_options_of(DistillOptions(device="cpu", views=2, batch_size=3, seed=5), 5, progressive=False)
     known = know_logits(teacher, data, torch.tensor([2, 0, 1]), options)
     views = Views(data, None, torch.arange(3), 3, options)
     for epoch in range(5):
@@ -47,7 +47,7 @@ def test_what_is_known_is_what_the_teacher_answers_to_each_view(image_folder: Pa
 def test_views_differ_and_come_back(image_folder: Path) -> None:
     teacher = small_classifier()
     data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
-    options = fit_options_of(DistillOptions(device="cpu", views=2, batch_size=64), 5, 0.001, progressive=False)
+    options = fit_options_of(DistillOptions(device="cpu", views=2, batch_size=64), 5, progressive=False)
     views = Views(data, None, torch.arange(3), 3, options)
 
     def seen(epoch: int) -> Tensor:
@@ -83,7 +83,7 @@ def test_only_other_views_are_asked_about(image_folder: Path, changes: dict[str,
     data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
 
     def ask(options: DistillOptions) -> None:
-        know_logits(teacher, data, torch.arange(3), fit_options_of(options, 9, 0.001, progressive=False))
+        know_logits(teacher, data, torch.arange(3), fit_options_of(options, 9, progressive=False))
 
     options = DistillOptions(device="cpu", views=2)
     ask(options)
@@ -96,14 +96,14 @@ def test_only_other_views_are_asked_about(image_folder: Path, changes: dict[str,
 def test_no_more_views_are_asked_about_than_are_seen(image_folder: Path) -> None:
     teacher = small_classifier()
     data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)
-    options = fit_options_of(DistillOptions(device="cpu", views=8), 2, 0.001, progressive=False)
+    options = fit_options_of(DistillOptions(device="cpu", views=8), 2, progressive=False)
     know_logits(teacher, data, torch.arange(3), options)
     assert len(kept()) == 2
 
 
 def test_changed_images_are_asked_about_anew(image_folder: Path) -> None:
     teacher = small_classifier()
-    options = fit_options_of(DistillOptions(device="cpu", views=1), 1, 0.001, progressive=False)
+    options = fit_options_of(DistillOptions(device="cpu", views=1), 1, progressive=False)
 
     def ask() -> None:
         data = open_dataset(str(image_folder), wanted=teacher.architecture.preprocessing)

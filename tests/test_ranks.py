@@ -186,8 +186,8 @@ def test_a_loss_that_is_not_finite_in_one_takes_all_back(image_folder: Path, mon
         with joined_ranks("cpu", 4) as ranks:
             student = small_classifier()
             data = open_dataset("images", wanted=student.architecture.preprocessing)
-            options = TrainOptions(device="cpu", batch_size=4)
-            fit_options = fit_options_of(options, 1, 0.001, progressive=False, ranks=ranks)
+            options = TrainOptions(device="cpu", lr=0.001, batch_size=4)
+            fit_options = fit_options_of(options, 1, progressive=False, ranks=ranks)
             trained = fit(student.module, data.class_names, data, fit_options, loss)
             torch.save(
                 [[rollback.step for rollback in trained.rollbacks], student.module.state_dict()], f"{ranks.rank}"

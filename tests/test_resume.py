@@ -295,7 +295,7 @@ def train_with(loss: Any, images: Path) -> Any:
     student = small_classifier()
     data = open_dataset(str(images), wanted=student.architecture.preprocessing)
     module = nn.Sequential(student.module, nn.Linear(student.architecture.num_classes, 3))
-    options = fit_options_of(TrainOptions(device="cpu", batch_size=2), 2, 0.001, progressive=False)
+    options = fit_options_of(TrainOptions(device="cpu", lr=0.001, batch_size=2), 2, progressive=False)
     return fit(module, data.class_names, data, options, loss), module
 
 

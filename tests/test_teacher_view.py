@@ -53,7 +53,7 @@ def test_both_see_the_same_image_each_in_its_own_preprocessing(shades: Path) -> 
         seen.append((batch.seen_by_loss, batch.labels))
         return logits.square().mean()
 
-    options = fit_options_of(TrainOptions(device="cpu", batch_size=3), 1, 0.001, progressive=False)
+    options = fit_options_of(TrainOptions(device="cpu", lr=0.001, batch_size=3), 1, progressive=False)
     fit(student.module, student.architecture.class_names, data, options, loss, loss_data=view)
     assert sum(len(labels) for _, labels in seen) == len(data.train)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (WANTED.mean, WANTED.std))
@@ -73,7 +73,7 @@ def test_both_see_the_same_mixed_image(shades: Path) -> None:
         seen.append((batch.seen_by_loss, batch.labels))
         return logits.square().mean()
 
-    options = fit_options_of(TrainOptions(device="cpu", batch_size=3, mixup=1.0), 1, 0.001, progressive=False)
+    options = fit_options_of(TrainOptions(device="cpu", lr=0.001, batch_size=3, mixup=1.0), 1, progressive=False)
     view = data.prepared(WANTED)
     fit(student.module, student.architecture.class_names, data, options, loss, loss_data=view)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (WANTED.mean, WANTED.std))

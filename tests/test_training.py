@@ -11,7 +11,7 @@ from slimkit.core.architecture import Preprocessing
 from slimkit.core.digests import weights_digest
 from slimkit.core.errors import DataError, ModelError, UsageError
 from slimkit.core.folder import read_folder
-from slimkit.core.options import DistillOptions, TrainOptions
+from slimkit.core.options import DistillOptions, Optimizer, TrainOptions
 from slimkit.core.stages import run_distill, run_train
 from slimkit.core.training.average import Average
 from slimkit.core.training.layout import memory_format
@@ -20,6 +20,7 @@ from slimkit.core.training.optimizer import make_optimizer
 from slimkit.core.training.precision import SMALLEST_SAFE, precision_of, prefers_bfloat16
 from slimkit.core.training.probe import takes_smaller_images
 from slimkit.core.training.schedule import learning_rate, training_size
+from slimkit.core.training.stage import fit_options_of
 
 
 def _train(root: Path, images: Path, **options: object) -> Path:
@@ -217,3 +218,12 @@ def test_images_grow_to_their_full_size() -> None:
     assert [training_size(epoch, 10, 224) for epoch in (0, 6, 9)] == [112, 224, 224]
     assert training_size(0, 10, 64) == 32
     assert training_size(0, 10, 28) == 28
+
+
+@pytest.mark.parametrize(("name", "lr", "decay"), [("sgd", 0.1, 5e-4), ("adam", 0.001, 0.0), ("muon", 0.002, 0.05)])
+def test_an_optimizer_has_its_usual_rate_and_decay(name: Optimizer, lr: float, decay: float) -> None:
+    for options in (TrainOptions(device="cpu", optimizer=name), DistillOptions(device="cpu", optimizer=name)):
+        found = fit_options_of(options, 1, progressive=False)
+        assert (found.lr, found.weight_decay) == (lr, decay)
+    given = fit_options_of(TrainOptions(device="cpu", optimizer=name, lr=0.5, weight_decay=0.0), 1, progressive=False)
+    assert (given.lr, given.weight_decay) == (0.5, 0.0)
