@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import Tensor
 
 from slimkit.core.data import CalibrationBatches
-from slimkit.core.errors import SlimkitError, UsageError
+from slimkit.core.errors import MissedError, ModelError, UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.graph import capture
 from slimkit.core.measure.divergence import divergence, log_probabilities
@@ -56,13 +56,14 @@ class _Depth:
         for gone in self._ways():
             try:
                 tried = self._without(gone)
-            except SlimkitError as error:
+            except (MissedError, ModelError, UsageError) as error:
+                log.info("%s: %s", _say_way(gone), error)
                 if best is not None:
                     break
                 failure = failure or error
                 continue
             loss = self._loss(tried)
-            log.info("%s: %s", f"without {_names(gone)}" if gone else "with all blocks", self._say(loss))
+            log.info("%s: %s", _say_way(gone), self._say(loss))
             if loss >= least:
                 break
             best, least = tried, loss
@@ -149,8 +150,8 @@ class _Depth:
         return dataclasses.replace(best, result=dataclasses.replace(best.result, classifier=tuned))
 
 
-def _names(blocks: Sequence[Block]) -> str:
-    return ", ".join(block.name for block in blocks)
+def _say_way(gone: Sequence[Block]) -> str:
+    return f"without {', '.join(block.name for block in gone)}" if gone else "with all blocks"
 
 
 _WITHOUT = "Leave out --depth: channels can still be cut."
