@@ -148,7 +148,9 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(whol
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_what_was_done(here: Path, number: signal.Signals, code: int) -> None:
     shared: dict[str, Any] = {"model": "whole", "teacher": "whole", "batch_size": 2, "threads": 1, "data": "images"}
-    options = DistillOptions(**shared, epochs=2, output=Path("distilled"))
+    options = DistillOptions(
+        **shared, epochs=20, output=Path("distilled")
+    )  # long enough for the signal to come in time
     process, course = start("distill", options, Path("log")), Path("distilled.metrics.jsonl")
     while process.is_alive() and not (course.exists() and course.read_text()):
         time.sleep(0.01)
