@@ -179,3 +179,8 @@ class Architecture:
         """Of each layer with integer weights, by its name."""
         entries = {layer.name: layer.quantization or {} for layer in self.layers}
         return {name: entry["weight_bits"] for name, entry in entries.items() if "weight_bits" in entry}
+
+
+def with_detail(architecture: Architecture, detail: dict[str, Any]) -> Architecture:
+    """`architecture` with one more stage recorded."""
+    return dataclasses.replace(architecture, training_details=(*architecture.training_details, detail))

@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from slimkit.core.architecture import with_detail
 from slimkit.core.data import ImageSet, label_map
 from slimkit.core.distillation.known_logits import ask_about_views, know_logits
 from slimkit.core.distillation.losses import DistillationLoss, network_as_teacher
@@ -19,7 +20,7 @@ from slimkit.core.training.files import TrainingFiles
 from slimkit.core.training.identity import describe_run
 from slimkit.core.training.loop import FitOptions, fit
 from slimkit.core.training.ranks import ALONE, Ranks
-from slimkit.core.training.stage import fit_options_of, how_long, training_detail, with_detail
+from slimkit.core.training.stage import fit_options_of, how_long, training_detail
 
 log = logging.getLogger("slimkit")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from slimkit.core.architecture import PruningRate
+from slimkit.core.architecture import Architecture, PruningRate
 from slimkit.core.data import Batches
 from slimkit.core.errors import ModelError, UsageError
 from slimkit.core.folder import Classifier
@@ -26,6 +26,7 @@ from slimkit.core.pruning.cut.verify import verify_cut
 from slimkit.core.pruning.repair.recalibrate import recalibrate
 from slimkit.core.pruning.repair.reconstruct import reconstruct
 from slimkit.core.pruning.report import GroupCut, PrunedModule, PruneReport, PruneResult
+from slimkit.standalone.model import GraphNetwork
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,16 @@ def carry_out(classifier: Classifier, plan: Plan, repair: Repair) -> PruneResult
     cut = cut_and_repair(plan.grouping, plan.chosen, repair)
     report = report_of(plan, cut)
     fitted = fit_classifier(classifier, cut.graph, plan.grouping.trace.random_images())
-    earlier = fitted.architecture.pruning_rate
-    made = dataclasses.replace(
-        fitted.architecture,
-        pruning_rate=PruningRate(
-            asked=together(earlier.asked, plan.asked), reached=together(earlier.reached, report.reached)
-        ),
-        compression_steps=(*fitted.architecture.compression_steps, plan.step),
+    return PruneResult(Classifier(fitted.module, with_step(fitted.architecture, report, plan.step)), report)
+
+
+def with_step(architecture: Architecture, report: PruneReport, step: str) -> Architecture:
+    """The architecture of what was cut, with the cut recorded."""
+    earlier = architecture.pruning_rate
+    rate = PruningRate(_together(earlier.asked, report.asked), _together(earlier.reached, report.reached))
+    return dataclasses.replace(
+        architecture, pruning_rate=rate, compression_steps=(*architecture.compression_steps, step)
     )
-    return PruneResult(Classifier(fitted.module, made), report)
 
 
 def cut_and_repair(
@@ -182,19 +184,31 @@ def cut_and_repair(
     Raises MissedError where the cut network does not compute what the masked original does.
     """
     cut = cut_channels(grouping, chosen)
-    difference = verify_cut(grouping, chosen, cut)
+    proven = Cut(cut, verify_cut(grouping, chosen, cut), 0, 0)
+    return repaired(grouping.graph, proven, cut.network(), kept_outputs(grouping, chosen), repair, only=only)
+
+
+def repaired(
+    original: Graph,
+    cut: Cut,
+    network: GraphNetwork,
+    kept: Mapping[str, Tensor],
+    repair: Repair,
+    *,
+    only: Container[str] | None = None,
+) -> Cut:
+    """`cut` with the tensors that `network`, which has those of its graph, comes to by `repair`.
+
+    kept, only: as for `reconstruct`, for which `network` has the nodes of `original`.
+    """
     if repair.batches is None:
-        return Cut(cut, difference, 0, 0)
-    network = cut.network()
-    solved, progress = 0, repair.progress
+        return cut
+    solved, batches, progress = 0, repair.batches, repair.progress
     if repair.reconstruct:
-        kept = kept_outputs(grouping, chosen)
-        solved = reconstruct(
-            grouping.graph, network, kept, repair.batches, only=only, seed=repair.seed, progress=progress
-        )
-    recalibrated = recalibrate(network, repair.batches, keep_answers=repair.reconstruct, progress=progress)
-    repaired = dataclasses.replace(cut, tensors={name: network.tensor(name) for name in cut.tensors})
-    return Cut(repaired, difference, solved, recalibrated)
+        solved = reconstruct(original, network, kept, batches, only=only, seed=repair.seed, progress=progress)
+    recalibrated = recalibrate(network, batches, keep_answers=repair.reconstruct, progress=progress)
+    graph = dataclasses.replace(cut.graph, tensors={name: network.tensor(name) for name in cut.graph.tensors})
+    return Cut(graph, cut.difference, solved, recalibrated)
 
 
 def kept_outputs(grouping: Grouping, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -252,6 +266,6 @@ def _unreached(graph: Graph) -> list[str]:
     return [name.removesuffix(".weight") for name in graph.unused if name.endswith(".weight")]
 
 
-def together(earlier: float, now: float) -> float:
+def _together(earlier: float, now: float) -> float:
     """The share that two cuts, one after the other, took away."""
     return 1 - (1 - earlier) * (1 - now)

@@ -12,7 +12,8 @@ from slimkit.core.folder import Classifier
 from slimkit.core.options import DEFAULT_RATE, PruneOptions
 from slimkit.core.progress import Progress, silent
 from slimkit.core.pruning.choose.budgets import Budget, absolute, parse_latency
-from slimkit.core.pruning.choose.search import FINAL_RUNS, Finetune, Search
+from slimkit.core.pruning.choose.latencies import FINAL_RUNS
+from slimkit.core.pruning.choose.search import Finetune, Search
 from slimkit.core.pruning.choose.sensitivity import Sensitivity, measure_groups
 from slimkit.core.pruning.cost.shapes import Cost
 from slimkit.core.pruning.depth.search import cut_depth
@@ -58,8 +59,8 @@ def measure_sensitivity(
     """What each group alone would cost and save. Nothing is cut for good."""
     search = Search(classifier, data, options, None, progress)
     held_out = _sample(data.holdout, SENSITIVITY_IMAGES)
-    table = search.latency_table()
-    latency = search.measure(classifier, FINAL_RUNS)
+    table = search.latencies.table
+    latency = search.latencies.measure(classifier, FINAL_RUNS)
     scale = latency / table.ms(search.shapes.full)
     entries = measure_groups(
         search.grouping,

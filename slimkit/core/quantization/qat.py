@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from slimkit.core.architecture import with_detail
 from slimkit.core.data import ImageSet
 from slimkit.core.device import resolve_device
 from slimkit.core.distillation.losses import DistillationLoss, network_as_teacher
@@ -19,7 +20,7 @@ from slimkit.core.quantization.simulate import Weighted, simulate
 from slimkit.core.quantization.weights.rounded import RoundedLayer, read_rounded, replace_rounded
 from slimkit.core.quantization.weights.saturation import largest_code
 from slimkit.core.training.loop import FitOptions, fit
-from slimkit.core.training.stage import training_detail, with_detail
+from slimkit.core.training.stage import training_detail
 
 log = logging.getLogger("slimkit")
 

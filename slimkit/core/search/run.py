@@ -215,7 +215,7 @@ class _Search:
 
     def _distilling(self, source: Path, output: Path, **changes: Any) -> DistillOptions:
         """The recipe's options of a distillation from the baseline, unless the recipe has another teacher."""
-        changes |= {"model": source, "output": output} | {"epochs": None}
+        changes |= {"model": source, "output": output, "epochs": None}
         options: DistillOptions = self._options_of("distill", DistillOptions, **changes)
         return dataclasses.replace(options, teacher=options.teacher or str(self._source))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimkit.core.architecture import Architecture
+from slimkit.core.architecture import with_detail
 from slimkit.core.checks import check_options
 from slimkit.core.data import Augmentation, ImageSet
 from slimkit.core.device import resolve_device
@@ -120,8 +120,3 @@ def training_detail(stage: str, data: ImageSet, options: FitOptions, trained: Tr
         "held_out_accuracy": [round(epoch.accuracy, 3) for epoch in trained.epochs],
         "rollbacks": [dataclasses.asdict(rollback) for rollback in trained.rollbacks],
     }
-
-
-def with_detail(architecture: Architecture, detail: dict[str, Any]) -> Architecture:
-    """`architecture` with one more training recorded."""
-    return dataclasses.replace(architecture, training_details=(*architecture.training_details, detail))

@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from slimkit.core.architecture import with_detail
 from slimkit.core.data import Batches, CalibrationBatches, Images, ImageSet, label_map
 from slimkit.core.errors import UsageError
 from slimkit.core.folder import Classifier
 from slimkit.core.measure.accuracy import evaluate
-from slimkit.core.measure.layer_times import TimedLayer, time_layers
 from slimkit.core.options import PruneOptions
 from slimkit.core.progress import Progress
 from slimkit.core.pruning.channels.groups import Grouping
@@ -32,19 +32,17 @@ from slimkit.core.pruning.choose.budgets import (
 )
 from slimkit.core.pruning.choose.importance import BY_IMAGES, score_groups
 from slimkit.core.pruning.choose.kept_scores import kept_scores
+from slimkit.core.pruning.choose.latencies import FINAL_RUNS, Latencies
 from slimkit.core.pruning.choose.narrowing import narrow_down, score_lost
 from slimkit.core.pruning.choose.sensitivity import accuracy_lost, read_sensitivity
-from slimkit.core.pruning.cost.latency_table import LatencyTable
-from slimkit.core.pruning.cost.machine import Machine, read_machine
 from slimkit.core.pruning.cost.shapes import Cost, Shapes, Widths
-from slimkit.core.pruning.cost.timing import time_network
 from slimkit.core.pruning.cost.width_rounding import steps_of
 from slimkit.core.pruning.cut.fit import fit_classifier
 from slimkit.core.pruning.cut.surgery import cut_channels
 from slimkit.core.pruning.prune import Plan, Repair, carry_out, group_classifier, require_groups
 from slimkit.core.pruning.report import Pruned
 
-SEARCH_RUNS, FINAL_RUNS = 100, 100  # timed runs of a network
+SEARCH_RUNS = 100  # timed runs of a network on the way
 MILDER = 20  # severities below the one that just fits, at which what is left of a budget is spent
 
 Finetune = Callable[[Classifier], Classifier]  # trains in place and records it
@@ -78,6 +76,12 @@ class Search:
         """The costs of all widths."""
         return Shapes(self.grouping, self.input_shape)
 
+    @cached_property
+    def latencies(self) -> Latencies:
+        """The latencies of all widths."""
+        reference = self.reference.latencies if self.reference else None
+        return Latencies(self.classifier, self.shapes, self.options, self.progress, reference)
+
     @property
     def whole(self) -> Cost:
         """Of the uncut network."""
@@ -107,7 +111,8 @@ class Search:
     @cached_property
     def steps(self) -> list[int]:
         """What the width of each group is a multiple of."""
-        step = self.machine.steps[self.options.target] if self.machine else None
+        machine = self.latencies.machine
+        step = machine.steps[self.options.target] if machine else None
         return steps_of(self.options.round_to, self.shapes.full, self.options.target, step)
 
     @property
@@ -180,66 +185,31 @@ class Search:
 
     def to_latency(self, budget: Budget) -> Pruned:
         """Narrow groups by what they lose for a ms saved, until the whole network, measured, is fast enough."""
-        table, timings = self.latency_table(), list[float]()
+        latencies, timings = self.latencies, list[float]()
+        table, told, measured = latencies.table, latencies.told, latencies.measure
 
         def measure(point: Point) -> float:
-            timings.append(self._ms(table, point.widths) or self.measure(self._cut(point.widths), SEARCH_RUNS))
+            timings.append(told(point.widths) or measured(self._cut(point.widths), SEARCH_RUNS))
             return timings[-1]
 
         path = [Point(widths, table.ms(widths)) for widths in self._path(table.ms_saved)]
         point = fit_latency(path, measure, budget.amount)
         pruned = self.finish(budget, self._narrowed(point.widths))
-        before = self.reference.ms if self.reference else timings[0]
-        if after := self._ms(table, point.widths):
-            return dataclasses.replace(pruned, latency=(before, after), machine=self.machine)
-        after = self.measure(pruned.result.classifier, FINAL_RUNS)
+        before = self.reference.latencies.uncut if self.reference else timings[0]
+        if after := told(point.widths):
+            return dataclasses.replace(pruned, latency=(before, after), machine=latencies.machine)
+        after = measured(pruned.result.classifier, FINAL_RUNS)
         if after > budget.amount:  # a passing load on the machine is no reason to throw the repair away
-            after = self.measure(pruned.result.classifier, FINAL_RUNS)
+            after = measured(pruned.result.classifier, FINAL_RUNS)
         if after > budget.amount:
             raise missed("ms", budget.amount, min(timings), timings[0], after)
         return dataclasses.replace(pruned, latency=(before, after))
 
-    @cached_property
-    def ms(self) -> float:
-        """The latency of the network as it is, measured here or told of another machine."""
-        return self._ms(self.latency_table(), self.shapes.full) or self.measure(self.classifier, FINAL_RUNS)
-
     def keeps_to(self, budget: Budget) -> bool:
         """Whether the network needs no cut for a budget of MACs, parameters or latency."""
         if budget.kind == "latency":
-            return self.ms <= budget.amount
+            return self.latencies.uncut <= budget.amount
         return budget.kind in ("macs", "parameters") and getattr(self.whole, budget.kind) <= budget.amount
-
-    @cached_property
-    def machine(self) -> Machine | None:
-        """The one that the network is for; None: this one."""
-        file = self.options.target_machine
-        return read_machine(file, self.options.batch_size) if file else None
-
-    def latency_table(self) -> LatencyTable:
-        """Predictions for the target, on the machine that the network is for."""
-        return LatencyTable(self.grouping.graph.network(copy=False), self.shapes, self.input_shape, self._layer_times)
-
-    def _layer_times(self, layers: Sequence[TimedLayer]) -> dict[TimedLayer, float]:
-        options = self.options
-        if self.machine:
-            return self.machine.times(layers, options.target)
-        return time_layers(
-            layers, options.target, threads=options.threads, batch_size=options.batch_size, progress=self.progress
-        )
-
-    def _ms(self, table: LatencyTable, widths: Widths) -> float | None:
-        """What these widths take on another machine, as is told from its layers; None: that can be measured here."""
-        return table.ms(widths) * self._scale if self._scale else None
-
-    @cached_property
-    def _scale(self) -> float | None:
-        """What the whole network, measured on the other machine, takes for each ms that is told from its layers."""
-        if self.reference:
-            return self.reference._scale
-        if self.machine is None:
-            return None
-        return self.machine.network_ms(self.classifier, self.options.target) / self.latency_table().ms(self.shapes.full)
 
     def _path(self, saved: Callable[[int, Widths, int], float]) -> tuple[Widths, ...]:
         return narrow_down(self.shapes.full, self.steps, max_rate=self.options.max_rate, lost=self._loss(), saved=saved)
@@ -290,8 +260,7 @@ class Search:
         architecture = result.classifier.architecture
         detail = {"stage": "prune", "budget": str(budget), "reached": result.report.reached}
         detail |= dataclasses.asdict(result.report)
-        details = (*architecture.training_details, detail)
-        made = Classifier(result.classifier.module, dataclasses.replace(architecture, training_details=details))
+        made = Classifier(result.classifier.module, with_detail(architecture, detail))
         if self.finetune is not None:
             made = self.finetune(made)
         return Pruned(dataclasses.replace(result, classifier=made), budget, None)
@@ -301,10 +270,6 @@ class Search:
         classes = label_map(classifier.architecture.class_names, self.data.class_names)
         held_out = self.data.holdout if images is None else images
         return evaluate(classifier.module, held_out, self.data.preprocessing, label_map=classes).top1
-
-    def measure(self, classifier: Classifier, runs: int) -> float:
-        """The median latency in ms, in the target's arithmetic, alone in a process."""
-        return time_network(classifier, self.options, runs)
 
     def _narrowed(self, widths: Sequence[int]) -> Chosen:
         return tuple(

@@ -49,7 +49,7 @@ class Shapes:
         weighted = [layer for layer in grouping.trace.layers.values() if layer.kind == "weighted"]
         self.layers = {layer.name: _shape_of(layer) for layer in weighted}  # uncut, in execution order
         self.macs = layer_macs(grouping.graph, weighted, input_shape)  # of each layer, uncut
-        self._tensors = grouping.graph.tensors
+        self.graph = grouping.graph
         self._sides: dict[tuple[str, Side], list[tuple[int, int]]] = defaultdict(
             list
         )  # (group, channels for one of it)
@@ -80,7 +80,7 @@ class Shapes:
             full = self.layers[name].connections
             macs -= count // full * (full - self.at(name, widths).connections)
         for name in dict.fromkeys(name for name, _ in self._places):
-            tensor = self._tensors[name]
+            tensor = self.graph.tensors[name]
             left = [n - self._lost(self._places.get((name, dim), ()), widths) for dim, n in enumerate(tensor.shape)]
             lost = tensor.numel() - math.prod(left)
             parameters -= lost if isinstance(tensor, nn.Parameter) else 0

@@ -46,9 +46,9 @@ def cut_depth(search: Search, budget: Budget, cut: Cut) -> Pruned:
 
 class _Depth:
     def __init__(self, search: Search, budget: Budget, cut: Cut) -> None:
-        self._search, self._budget, self._cut = search, budget, cut
-        self._classifier, self._options = search.classifier, search.options
+        self._budget, self._cut, self._classifier, self._options = budget, cut, search.classifier, search.options
         self._finetune = None if budget.kind == "max_drop" else search.finetune  # of the best alone
+        self._search = dataclasses.replace(search, finetune=None) if self._finetune else search
 
     def best(self) -> Pruned:
         """The blocks go one by one, until a network is worse than the one before."""
@@ -109,15 +109,16 @@ class _Depth:
 
     def _without(self, gone: Sequence[Block]) -> Pruned:
         """What keeps to the budget without these blocks."""
-        search = dataclasses.replace(self._search, finetune=None if self._finetune else self._search.finetune)
+        search = self._search
         if not gone:
             return self._cut(search, self._budget)
         repair = Repair(search.batches, self._options.reconstruct, self._options.seed, search.progress)
         shorter = shorten(self._classifier, self._grouping, gone, repair)
-        left = dataclasses.replace(search, classifier=shorter.classifier, reference=self._search)
+        left = dataclasses.replace(search, classifier=shorter.classifier, reference=search)
         if left.keeps_to(self._budget):
-            is_timed = self._budget.kind == "latency"
-            return Pruned(shorter, self._budget, (self._search.ms, left.ms) if is_timed else None, search.machine)
+            before, after = search.latencies, left.latencies
+            latency = (before.uncut, after.uncut) if self._budget.kind == "latency" else None
+            return Pruned(shorter, self._budget, latency, before.machine)
         return join_cuts([Pruned(shorter, self._budget, None), self._cut(left, self._budget)])
 
     def _loss(self, pruned: Pruned) -> float:

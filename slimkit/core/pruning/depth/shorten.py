@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from slimkit.core.architecture import PruningRate
+from slimkit.core.architecture import with_detail
 from slimkit.core.data import random_images
 from slimkit.core.folder import Classifier
 from slimkit.core.graph import Graph
@@ -14,9 +14,7 @@ from slimkit.core.pruning.channels.groups import Grouping
 from slimkit.core.pruning.cost.shapes import graph_cost
 from slimkit.core.pruning.cut.verify import verify_bypass
 from slimkit.core.pruning.depth.blocks import Block, bypassing, without_blocks
-from slimkit.core.pruning.prune import Cut, Repair, together
-from slimkit.core.pruning.repair.recalibrate import recalibrate
-from slimkit.core.pruning.repair.reconstruct import reconstruct
+from slimkit.core.pruning.prune import Cut, Repair, repaired, with_step
 from slimkit.core.pruning.report import GroupCut, PruneReport, PruneResult
 from slimkit.standalone.model import layer_path
 
@@ -33,13 +31,9 @@ def shorten(classifier: Classifier, grouping: Grouping, blocks: Sequence[Block],
     cut = _cut_and_repair(graph, blocks, repair)
     report = _report(grouping, blocks, cut)
     earlier = classifier.architecture
-    rate, names = earlier.pruning_rate, [block.name for block in blocks]
-    architecture = dataclasses.replace(
-        describe_graph(earlier, cut.graph, known_widths(earlier)),
-        pruning_rate=PruningRate(together(rate.asked, report.asked), together(rate.reached, report.reached)),
-        compression_steps=(*earlier.compression_steps, f"remove blocks: {', '.join(names)}"),
-        training_details=(*earlier.training_details, {"stage": "depth", **dataclasses.asdict(report)}),
-    )
+    described = describe_graph(earlier, cut.graph, known_widths(earlier))
+    recorded = with_step(described, report, f"remove blocks: {', '.join(report.blocks)}")
+    architecture = with_detail(recorded, {"stage": "depth", **dataclasses.asdict(report)})
     return PruneResult(Classifier(cut.graph.network(), architecture), report)
 
 
@@ -47,18 +41,10 @@ def _cut_and_repair(graph: Graph, blocks: Sequence[Block], repair: Repair) -> Cu
     short = without_blocks(graph, blocks)
     branches = {block.sum: block.branch for block in blocks}
     difference = verify_bypass(graph, branches, short, random_images(graph.input_shape, IMAGES))
-    if repair.batches is None:
-        return Cut(short, difference, 0, 0)
-    solved, progress = 0, repair.progress
-    if repair.reconstruct:
-        network = bypassing(graph, blocks).network()
-        left = {path for node in short.nodes if (path := layer_path(node.to_json()))}
-        solved = reconstruct(graph, network, {}, repair.batches, only=left, seed=repair.seed, progress=progress)
-        short = dataclasses.replace(short, tensors={name: network.tensor(name) for name in short.tensors})
-    network = short.network()
-    recalibrated = recalibrate(network, repair.batches, keep_answers=repair.reconstruct, progress=progress)
-    repaired = dataclasses.replace(short, tensors={name: network.tensor(name) for name in short.tensors})
-    return Cut(repaired, difference, solved, recalibrated)
+    proven = Cut(short, difference, 0, 0)
+    network = (bypassing(graph, blocks) if repair.reconstruct else short).network()
+    left = {path for node in short.nodes if (path := layer_path(node.to_json()))}
+    return repaired(graph, proven, network, {}, repair, only=left)
 
 
 def _report(grouping: Grouping, blocks: Sequence[Block], cut: Cut) -> PruneReport:

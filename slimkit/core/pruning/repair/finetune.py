@@ -8,6 +8,7 @@ import logging
 import torch.nn.functional as F
 from torch import Tensor
 
+from slimkit.core.architecture import with_detail
 from slimkit.core.data import ImageSet
 from slimkit.core.device import resolve_device
 from slimkit.core.folder import Classifier
@@ -16,7 +17,7 @@ from slimkit.core.progress import Progress
 from slimkit.core.pruning.choose.search import Finetune
 from slimkit.core.pruning.repair.tune import tune
 from slimkit.core.training.loop import fit
-from slimkit.core.training.stage import fit_options_of, training_detail, with_detail
+from slimkit.core.training.stage import fit_options_of, training_detail
 from slimkit.core.training.views import Batch
 
 log = logging.getLogger("slimkit")

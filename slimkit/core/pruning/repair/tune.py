@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimkit.core.architecture import with_detail
 from slimkit.core.data import CalibrationBatches, ImageSet, augment, epoch_order
 from slimkit.core.device import computing
 from slimkit.core.distillation.losses import relations
@@ -24,7 +25,6 @@ from slimkit.core.folder import Classifier
 from slimkit.core.progress import Progress, silent
 from slimkit.core.training.optimizer import make_optimizer
 from slimkit.core.training.precision import prefers_bfloat16
-from slimkit.core.training.stage import with_detail
 from slimkit.core.training.step import take_step
 from slimkit.core.training.views import Batch
 
