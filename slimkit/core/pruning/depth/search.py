@@ -10,11 +10,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimkit.core.data import CalibrationBatches
 from slimkit.core.errors import MissedError, ModelError, UsageError
-from slimkit.core.folder import Classifier
 from slimkit.core.graph import capture
 from slimkit.core.measure.divergence import divergence, log_probabilities
 from slimkit.core.pruning.channels.groups import Grouping, find_groups
@@ -22,7 +21,7 @@ from slimkit.core.pruning.choose.budgets import Budget
 from slimkit.core.pruning.choose.search import Search
 from slimkit.core.pruning.cost.shapes import graph_cost
 from slimkit.core.pruning.depth.blocks import Block, find_blocks, without_blocks
-from slimkit.core.pruning.depth.shorten import shorten
+from slimkit.core.pruning.depth.shorten import remove_blocks, shorten
 from slimkit.core.pruning.prune import Repair
 from slimkit.core.pruning.report import Pruned, join_cuts
 
@@ -92,20 +91,17 @@ class _Depth:
         """`gone`, and the block of those left that changes the answers least for the multiply-adds that go with it."""
         images = self._search.repair_images(RANKED)
         repair = Repair(images, reconstruct=False, seed=self._options.seed)
-        macs = self._macs(gone)
+        graph = self._grouping.graph
+        macs = graph_cost(without_blocks(graph, gone), graph.input_shape).macs
         harm: dict[tuple[Block, ...], float] = {}
         with self._search.progress("rank blocks", len(left)) as advance:
             for block in left:
                 way = (*(other for other in gone if other.sum not in block.inside), block)
-                shorter = shorten(self._classifier, self._grouping, way, repair)
-                lost = self._divergence(shorter.classifier, RANKED)
-                harm[way] = lost / (macs - shorter.report.after.macs)
+                short = remove_blocks(graph, way, repair).graph
+                lost = self._divergence(short.network(copy=False), RANKED)
+                harm[way] = lost / (macs - graph_cost(short, graph.input_shape).macs)
                 advance(1)
         return min(harm, key=harm.__getitem__)
-
-    def _macs(self, gone: Sequence[Block]) -> int:
-        graph = without_blocks(self._grouping.graph, gone)
-        return graph_cost(graph, graph.input_shape).macs
 
     def _without(self, gone: Sequence[Block]) -> Pruned:
         """What keeps to the budget without these blocks."""
@@ -124,15 +120,15 @@ class _Depth:
     def _loss(self, pruned: Pruned) -> float:
         if self._budget.kind == "max_drop":
             return pruned.result.report.after.macs
-        return self._divergence(pruned.result.classifier, JUDGED)
+        return self._divergence(pruned.result.classifier.module, JUDGED)
 
     def _say(self, loss: float) -> str:
         if self._budget.kind == "max_drop":
             return f"{loss:,.0f} multiply-adds"
         return f"{loss:.4f} nats per image from the uncut network's answers to {len(self._wanted)} held-out images"
 
-    def _divergence(self, classifier: Classifier, images: int) -> float:
-        given = log_probabilities(classifier.module, self._judged(images))
+    def _divergence(self, network: nn.Module, images: int) -> float:
+        given = log_probabilities(network, self._judged(images))
         return divergence(given, self._wanted[: len(given)])
 
     @cached_property

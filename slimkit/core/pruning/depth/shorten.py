@@ -28,7 +28,7 @@ def shorten(classifier: Classifier, grouping: Grouping, blocks: Sequence[Block],
     Raises MissedError where it does not compute what the original does with the blocks' branches masked.
     """
     graph = grouping.graph
-    cut = _cut_and_repair(graph, blocks, repair)
+    cut = remove_blocks(graph, blocks, repair)
     report = _report(grouping, blocks, cut)
     earlier = classifier.architecture
     described = describe_graph(earlier, cut.graph, known_widths(earlier))
@@ -37,7 +37,8 @@ def shorten(classifier: Classifier, grouping: Grouping, blocks: Sequence[Block],
     return PruneResult(Classifier(cut.graph.network(), architecture), report)
 
 
-def _cut_and_repair(graph: Graph, blocks: Sequence[Block], repair: Repair) -> Cut:
+def remove_blocks(graph: Graph, blocks: Sequence[Block], repair: Repair) -> Cut:
+    """`graph` without `blocks`, proven and repaired. Raises MissedError as `shorten` does."""
     short = without_blocks(graph, blocks)
     branches = {block.sum: block.branch for block in blocks}
     difference = verify_bypass(graph, branches, short, random_images(graph.input_shape, IMAGES))
